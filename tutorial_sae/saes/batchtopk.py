@@ -1,0 +1,46 @@
+"""BatchTopK SAE: the n*k largest entries of a whole batch of n tokens survive, so a token spends what it is worth.
+
+    training    f = BatchTopK(z, k)          loss = |x - x_hat|^2 + AuxK / 32
+    inference   f = z where z > theta        theta = E[smallest entry kept in a batch], see `calibrate_threshold`
+
+In training a token's code depends on its neighbours in the batch; one calibrated threshold undoes that. Bussmann,
+Leask and Nanda 2024, arXiv 2412.06410, section 3.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from tutorial_sae.saes.base import keep_above
+from tutorial_sae.saes.topk import TopKSAE
+
+
+class BatchTopKSAE(TopKSAE):
+    """`k`: mean latents per token, whole or not. Cut by batch in train mode and by the threshold in eval mode."""
+
+    variant = "batchtopk"
+    cuts = ("batch", "row", "threshold")
+
+    threshold: Tensor
+
+    def __init__(self, d_in: int, d_sae: int, *, k: int | float, **options: Any):
+        super().__init__(d_in, d_sae, k=k, **options)
+        self.register_buffer("threshold", torch.tensor(float("nan")))
+
+    @property
+    def cut(self) -> str:
+        return "batch" if self.training else "threshold"
+
+    def keep(self, z: Float[Tensor, "tokens d_sae"], cut: str) -> Float[Tensor, "tokens d_sae"]:
+        if cut != "threshold":
+            return super().keep(z, cut)
+        if self.threshold.isnan():
+            raise RuntimeError(
+                "this BatchTopK SAE has no threshold yet: call calibrate_threshold(sae, activations) first, "
+                "or cut by batch (sae.train(), or cut='batch')"
+            )
+        return keep_above(z, self.threshold)

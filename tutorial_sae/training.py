@@ -1,0 +1,328 @@
+"""Training: one loop for every variant.
+
+A step is a batch, the loss, its gradient without what would only lengthen decoder rows, Adam, and decoder rows of
+length 1 again. The learning rate warms up and decays linearly; so does the sparsity penalty warm up, because at full
+strength from the start it kills latents before they have found a direction. With `out` the run leaves a folder that
+a later call, or `load_sae`, goes on from: `config.json`, `sae.safetensors`, `metrics.jsonl`, `checkpoint/`.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from tutorial_sae.activations import ActivationStore
+from tutorial_sae.runtime import TutorialError, atomic, digest, generator, progress, versions, writing
+from tutorial_sae.saes import SAE, BatchTopKSAE, load_sae
+from tutorial_sae.threshold import Calibration, calibrate_threshold
+
+NORMALIZATION_TOKENS = 50_000
+CALIBRATION_BATCHES, CALIBRATION_BATCH = 32, 1024
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How to train. The defaults suit a million activations of the embedded model on a laptop."""
+
+    tokens: int = 1_000_000  # activations seen, repeats included
+    batch_size: int = 1024
+    lr: float = 1.5e-3
+    betas: tuple[float, float] = (0.9, 0.99)  # of Adam; the paper's
+    warmup: float = 0.05  # fraction of the run over which the learning rate rises
+    decay: float = 0.2  # fraction of the run, at its end, over which it falls to 0
+    penalty_warmup: float = 0.2  # fraction of the run over which the sparsity penalty rises
+    dead_after_tokens: int | None = None  # None: 10 million or 2 % of the run, whichever is less
+    checkpoint_seconds: int | float = 30  # between two checkpoints, where there is a folder for them
+
+    @property
+    def steps(self) -> int:
+        return max(1, self.tokens // self.batch_size)
+
+    def check(self) -> None:
+        if self.tokens < 1 or self.batch_size < 1:
+            raise ValueError(f"tokens={self.tokens}, batch_size={self.batch_size}: both must be at least 1")
+        if not (0 < self.lr < math.inf):
+            raise ValueError(f"lr={self.lr}: choose a positive number, such as {TrainConfig.lr}")
+        if min(self.warmup, self.decay, self.penalty_warmup) < 0 or self.warmup + self.decay > 1:
+            raise ValueError("warmup, decay and penalty_warmup are fractions of the run; the first two share it")
+
+    def lr_at(self, step: int) -> float:
+        """Learning rate of a step, counted from 0."""
+        rising = (step + 1) / max(1, self.warmup * self.steps)
+        falling = (self.steps - step) / max(1, self.decay * self.steps)
+        return self.lr * min(1.0, rising, falling)
+
+    def penalty_at(self, step: int) -> float:
+        """Fraction of the sparsity penalty in force at a step."""
+        return min(1.0, (step + 1) / max(1, self.penalty_warmup * self.steps))
+
+
+class Recipe(NamedTuple):
+    """What is trained on a model by default."""
+
+    d_sae: int
+    k: int
+    l1: float  # for vanilla: found by trying, so that L0 comes out near k
+    harvest: int  # distinct activations
+    config: TrainConfig
+
+
+RECIPES = {"smollm2-135m": Recipe(d_sae=2304, k=32, l1=5.2, harvest=400_000, config=TrainConfig())}
+
+
+class TrainResult(NamedTuple):
+    sae: SAE
+    history: list[dict[str, float]]  # the lines of metrics.jsonl
+    seconds: float  # in training steps, resumed parts included
+    tokens_per_second: float
+    calibration: Calibration | None  # of a BatchTopK SAE
+
+
+def train(
+    sae: SAE,
+    activations: ActivationStore | Float[Tensor, "tokens d_in"],
+    config: TrainConfig | None = None,
+    *,
+    out: str | Path | None = None,
+    calibration: Float[Tensor, "tokens d_in"] | None = None,
+    seed: int = 0,
+) -> TrainResult:
+    """Train `sae` in place, calibrate it if it is a BatchTopK SAE, and give it back in eval mode.
+
+    `activations` is a store, or a tensor of raw activations. `out` is the folder of the run: a run of the same settings
+    found there goes on from its last checkpoint and ends as if it had never stopped. The threshold is calibrated on
+    `calibration` (raw activations, best from documents not trained on), by default on a sample of the training data.
+    `seed` orders a tensor's batches; a store has a seed of its own.
+
+    Raises `ValueError` for bad settings, for activations that are not finite (naming batch and row), and for a folder
+    that holds another run; `TutorialError` when the loss is not finite.
+    """
+    config = config or TrainConfig()
+    config.check()
+    if activations_width(activations) != sae.d_in:
+        raise ValueError(
+            f"the activations have width {activations_width(activations)}, and the SAE has d_in={sae.d_in}"
+        )
+    sae.metadata.update(_origin(activations, config, seed))
+    if hasattr(sae, "dead_after_tokens"):
+        sae.dead_after_tokens = config.dead_after_tokens or min(10_000_000, max(1, config.tokens // 50))
+    run = _Run(sae, config, Path(out) if out is not None else None)
+    if run.finished():
+        finished = load_sae(run.folder)  # type: ignore[arg-type]
+        sae.load_state_dict(finished.state_dict())
+        return run.result(sae.eval())
+    sae.train()
+    if not run.resume():
+        sae.fit_normalization(_sample(activations, NORMALIZATION_TOKENS, seed))
+    try:
+        run.go_on(itertools.islice(_batches(activations, config.batch_size, seed), run.step, None))
+    except BaseException:  # Ctrl-C above all: what was done is kept
+        run.checkpoint()
+        raise
+    if isinstance(sae, BatchTopKSAE):
+        if calibration is None:
+            calibration = _sample(activations, CALIBRATION_BATCHES * CALIBRATION_BATCH, seed)
+        run.calibration = calibrate_threshold(sae, calibration, batch_size=CALIBRATION_BATCH)
+    run.finish()
+    return run.result(sae.eval())
+
+
+class _Run:
+    """The state of one training run, and its folder."""
+
+    def __init__(self, sae: SAE, config: TrainConfig, folder: Path | None):
+        self.sae, self.config, self.folder = sae, config, folder
+        self.adam = torch.optim.Adam(sae.parameters(), lr=config.lr, betas=config.betas, fused=True)
+        self.step = 0
+        self.seconds = 0.0
+        self.history: list[dict[str, float]] = []
+        self.calibration: Calibration | None = None
+        # everything that determines the result; a folder of another run is never continued
+        self.key = digest([asdict(config), {k: v for k, v in sae.config.items() if k != "versions"}])
+
+    def go_on(self, batches: Iterator[Tensor]) -> None:
+        config, sae = self.config, self.sae
+        every = max(1, config.steps // 100)
+        device = sae.W_enc.device
+        done = self.step * config.batch_size
+        with progress(config.steps * config.batch_size, f"training {sae.variant}", unit="tok", done=done) as bar:
+            saved = last = time.perf_counter()
+            while self.step < config.steps:
+                x = next(batches)
+                _check_finite(x, self.step)
+                loss = self._update(x.to(device))
+                now = time.perf_counter()
+                self.seconds += now - last
+                last = now
+                bar.update(len(x))
+                if self.step % every == 0 or self.step == config.steps:
+                    bar.set_postfix_str(self._log(loss))
+                if self.folder is not None and now - saved > config.checkpoint_seconds:
+                    self.checkpoint()
+                    saved = last = time.perf_counter()
+
+    def _update(self, x: Tensor) -> Any:
+        for group in self.adam.param_groups:
+            group["lr"] = self.config.lr_at(self.step)
+        self.adam.zero_grad(set_to_none=True)
+        loss = self.sae.loss(x)
+        (loss.total - (1 - self.config.penalty_at(self.step)) * loss.penalty).backward()
+        self.sae.project_decoder_grad()
+        self.adam.step()
+        self.sae.normalize_decoder()
+        self.step += 1
+        return loss
+
+    def _log(self, loss: Any) -> str:
+        after = getattr(self.sae, "dead_after_tokens", self.config.dead_after_tokens or 10_000_000)
+        dead = float((self.sae.tokens_since_fired >= after).float().mean())
+        line = {"step": self.step, "tokens": self.step * self.config.batch_size, "seconds": round(self.seconds, 2)}
+        line |= {name: float(value.detach()) for name, value in loss._asdict().items()} | {"dead": dead}
+        if not math.isfinite(line["total"]):
+            raise TutorialError(
+                f"the loss is {line['total']} at step {self.step}: lower the learning rate (lr={self.config.lr}) or look "
+                "for extreme activations"
+            )
+        self.history.append(line)
+        return f"FVU {line['fvu']:.3f}, L0 {line['l0']:.1f}, dead {dead:.0%}"
+
+    # -- files -----------------------------------------------------------------------------------
+
+    def checkpoint(self) -> None:
+        """Everything that the rest of the run depends on, in one file that is whole or not there."""
+        if self.folder is None:
+            return
+        tensors = {f"sae.{name}": tensor for name, tensor in self.sae.state_dict().items()}
+        for name, parameter in self.sae.named_parameters():
+            tensors |= {f"adam.{key}.{name}": value for key, value in self.adam.state[parameter].items()}
+        notes = {"step": self.step, "seconds": self.seconds, "key": self.key, "history": self.history}
+        with atomic(self.folder / "checkpoint" / "state.safetensors") as partial:
+            save_file(
+                {name: t.detach().contiguous() for name, t in tensors.items()}, partial, {"notes": json.dumps(notes)}
+            )
+
+    def resume(self) -> bool:
+        """Go back to the last checkpoint; False if there is none."""
+        path = self.folder / "checkpoint" / "state.safetensors" if self.folder else None
+        if path is None or not path.exists():
+            return False
+        try:
+            with safe_open(path, framework="pt") as file:
+                notes = json.loads(file.metadata()["notes"])
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+        except (SafetensorError, OSError, KeyError, ValueError, TypeError) as error:
+            raise TutorialError(f"{path} is damaged ({error}): remove that file to train from the start") from error
+        self._same_run(notes["key"])
+        self.sae.load_state_dict({n.removeprefix("sae."): t for n, t in tensors.items() if n.startswith("sae.")})
+        for name, parameter in self.sae.named_parameters():
+            keys = ("step", "exp_avg", "exp_avg_sq")
+            state = {key: tensors[f"adam.{key}.{name}"] for key in keys if f"adam.{key}.{name}" in tensors}
+            self.adam.state[parameter] = {
+                key: value if key == "step" else value.to(parameter) for key, value in state.items()
+            }
+        self.step, self.seconds, self.history = notes["step"], notes["seconds"], notes["history"]
+        return True
+
+    def finished(self) -> bool:
+        path = self.folder / "run.json" if self.folder else None
+        if path is None or not path.exists():
+            return False
+        try:
+            notes = json.loads(path.read_text(encoding="utf-8"))
+            self._same_run(notes["key"])
+            lines = (path.parent / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+            self.history = [json.loads(line) for line in lines]
+            self.seconds, self.step = notes["seconds"], self.config.steps
+            self.calibration = Calibration(**notes["calibration"]) if notes["calibration"] else None
+        except (json.JSONDecodeError, KeyError, TypeError, FileNotFoundError) as error:
+            raise TutorialError(f"{self.folder} is damaged ({error!r}): remove it to train from the start") from error
+        return True
+
+    def finish(self) -> None:
+        if self.folder is None:
+            return
+        self.sae.save(self.folder)
+        self._write_metrics(self.folder)
+        calibration = self.calibration._asdict() if self.calibration else None
+        notes = {"key": self.key, "seconds": self.seconds, "calibration": calibration, "train": asdict(self.config)}
+        with atomic(self.folder / "run.json") as partial:
+            partial.write_text(json.dumps(notes, indent=1), encoding="utf-8")
+        with writing(self.folder):
+            (self.folder / "checkpoint" / "state.safetensors").unlink(missing_ok=True)
+
+    def _same_run(self, key: str) -> None:
+        if key != self.key:
+            raise ValueError(
+                f"{self.folder} holds a run with other settings or data: choose another folder, or remove it"
+            )
+
+    def result(self, sae: SAE) -> TrainResult:
+        rate = self.config.steps * self.config.batch_size / max(self.seconds, 1e-9)
+        return TrainResult(sae, self.history, self.seconds, rate, self.calibration)
+
+
+# -- data ----------------------------------------------------------------------------------------
+
+
+def activations_width(activations: ActivationStore | Tensor) -> int:
+    return activations.d_in if isinstance(activations, ActivationStore) else activations.shape[-1]
+
+
+def _batches(activations: ActivationStore | Tensor, n: int, seed: int) -> Iterator[Tensor]:
+    if isinstance(activations, ActivationStore):
+        yield from activations.batches(n)
+        return
+    if n > len(activations):
+        raise ValueError(f"batch_size={n} exceeds the {len(activations)} activations given: choose a smaller one")
+    for epoch in itertools.count():
+        for chosen in torch.randperm(len(activations), generator=generator(seed, "batches", epoch)).split(n):
+            if len(chosen) == n:
+                yield activations[chosen].float()
+
+
+def _sample(activations: ActivationStore | Tensor, n: int, seed: int) -> Tensor:
+    if isinstance(activations, ActivationStore):
+        return activations.sample(min(n, len(activations)))
+    return activations[torch.randperm(len(activations), generator=generator(seed, "sample"))[:n]].float()
+
+
+def _check_finite(x: Tensor, step: int) -> None:
+    if not torch.isfinite(x).all():
+        row = int((~torch.isfinite(x)).any(dim=1).nonzero()[0])
+        raise ValueError(
+            f"row {row} of batch {step} is not finite (NaN or infinite): a model in float16 may overflow, so harvest in "
+            "bfloat16 or float32, or drop that row"
+        )
+
+
+def _origin(activations: ActivationStore | Tensor, config: TrainConfig, seed: int) -> dict[str, Any]:
+    """What a saved SAE says of where it comes from."""
+    origin: dict[str, Any] = {
+        "tokens": config.steps * config.batch_size,
+        "seed": seed,
+        "versions": versions("torch", "tutorial-sae"),
+    }
+    if isinstance(activations, ActivationStore):
+        card = activations.card
+        origin |= {
+            "model": card.name,
+            "fingerprint": card.fingerprint,
+            "weight_processing": card.weight_processing,
+            "hook": activations.hook,
+            "mask": {"norm_limit": activations.norm_limit, "special": list(card.special)},
+            "data": {"text": activations.description["text"], "distinct": len(activations), "seed": activations.seed},
+            "seed": activations.seed,
+        }
+    return origin
