@@ -135,9 +135,7 @@ def keep(z: np.ndarray, cut: str, *, k: float, theta: float) -> np.ndarray:
 # --- the loss --------------------------------------------------------------------------------------------
 
 
-def loss(
-    p: Numbers, x: np.ndarray, latents: np.ndarray, l1: float = 0.0, aux: float = 0.0
-) -> dict[str, float]:
+def loss(p: Numbers, x: np.ndarray, latents: np.ndarray, l1: float = 0.0, aux: float = 0.0) -> dict[str, float]:
     n = len(x)
     x_n, x_hat = normalise(p, x), decode(p, latents, like=x)
     x_hat_n = latents @ p.W_dec + p.b_dec

@@ -67,9 +67,7 @@ def test_only_1_forbids_skips(suite: pytest.Pytester, monkeypatch: pytest.Monkey
     assert suite.runpytest().ret == 0
 
 
-def test_every_kind_of_skip_fails_and_names_its_reason(
-    suite: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
-):
+def test_every_kind_of_skip_fails_and_names_its_reason(suite: pytest.Pytester, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("TUTORIAL_SAE_NO_SKIP", "1")
     suite.makepyfile(SUITE)
     result = suite.runpytest()

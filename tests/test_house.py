@@ -195,9 +195,7 @@ def test_files_of_one_folder_may_import_each_other(tmp_path: Path):
     )
 
 
-@pytest.mark.parametrize(
-    "back", ["from .vanilla import B", "from . import vanilla", "from tutorial_sae.saes import B"]
-)
+@pytest.mark.parametrize("back", ["from .vanilla import B", "from . import vanilla", "from tutorial_sae.saes import B"])
 def test_a_circle_is_found(tmp_path: Path, back: str):
     faults = import_faults(
         write_package(
@@ -254,9 +252,7 @@ LIGHT_MODULES = ["saes", "sparse", "threshold", "training"]
 def loaded_by(program: str) -> set[str]:
     """The top-level packages outside the standard library that a fresh interpreter has loaded."""
     tail = "\nimport json, sys\nprint(json.dumps(sorted({name.split('.')[0] for name in sys.modules})))"
-    run = subprocess.run(
-        [sys.executable, "-c", program + tail], cwd=ROOT, capture_output=True, text=True, timeout=300
-    )
+    run = subprocess.run([sys.executable, "-c", program + tail], cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert run.returncode == 0, run.stderr
     names = set(json.loads(run.stdout.splitlines()[-1])) - set(sys.stdlib_module_names)
     return {name for name in names if not name.startswith("_")}
@@ -392,9 +388,7 @@ def test_the_line_budget_is_kept():
 @pytest.mark.parametrize(
     ("path", "limit"), [("runtime.py", 3500), ("checks/one.py", 1500), ("widgets/explorer.js", 600)]
 )
-def test_one_line_above_a_limit_fails(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], path: str, limit: int
-):
+def test_one_line_above_a_limit_fails(tmp_path: Path, capsys: pytest.CaptureFixture[str], path: str, limit: int):
     file = tmp_path / path
     file.parent.mkdir(exist_ok=True)
     (tmp_path / "cli.py").touch()

@@ -6,11 +6,13 @@ import os
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from tutorial_sae.activations import ActivationStore
+from tutorial_sae.metrics import evaluate
 from tutorial_sae.models import load_model
 from tutorial_sae.runtime import TutorialError, set_threads
 from tutorial_sae.saes import BatchTopKSAE, TopKSAE, VanillaSAE, load_sae
 from tutorial_sae.text import load_text
 from tutorial_sae.threshold import calibrate_threshold
+from tutorial_sae.training import TrainConfig, train
 
 __version__ = "0.1.0"
 
@@ -18,11 +20,14 @@ __all__ = [
     "ActivationStore",
     "BatchTopKSAE",
     "TopKSAE",
+    "TrainConfig",
     "TutorialError",
     "VanillaSAE",
     "calibrate_threshold",
+    "evaluate",
     "load_model",
     "load_sae",
     "load_text",
     "set_threads",
+    "train",
 ]

@@ -171,17 +171,33 @@ class ActivationStore:
 
     def context(self, i: int) -> Context:
         """The row of text that activation `i` comes from, and where in it."""
-        self._needs_disk("store.context(i)")
-        if not -len(self) <= i < len(self):
-            raise IndexError(f"activation {i} of {len(self)}: choose 0 to {len(self) - 1}")
-        i = range(len(self))[i]
-        number = int(torch.bucketize(torch.tensor(i), self._ends, right=True))
-        shard = _read(self._shards[number], activations=False)
-        local = i - (int(self._ends[number - 1]) if number else 0)
+        number, local = self._locate(i)
+        shard = self._index[number]
         row, position = int(shard.row[local]), int(shard.position[local])
         tokens, document = shard.tokens[row].tolist(), int(shard.documents[row, position])
         pieces = [self.model.tokenizer.decode([token]) for token in tokens]
         return Context(tokens, position, pieces, shard.notes["sources"][str(document)], document)
+
+    def place(self, i: int) -> tuple[int, int]:
+        """(row, position) of activation `i`; rows are numbered through the whole store."""
+        number, local = self._locate(i)
+        row, position = self._index[number].row[local], self._index[number].position[local]
+        return self._rows_per_shard * number + int(row), int(position)
+
+    def piece(self, i: int) -> str:
+        """The text of the token that activation `i` belongs to."""
+        number, local = self._locate(i)
+        shard = self._index[number]
+        return self.model.tokenizer.decode([int(shard.tokens[int(shard.row[local]), int(shard.position[local])])])
+
+    def _locate(self, i: int) -> tuple[int, int]:
+        """The number of the shard that holds activation `i`, and the place of `i` in it."""
+        self._needs_disk("tracing an activation")
+        if not -len(self) <= i < len(self):
+            raise IndexError(f"activation {i} of {len(self)}: choose 0 to {len(self) - 1}")
+        i = range(len(self))[i]
+        number = int(torch.bucketize(i, self._ends, right=True))
+        return number, i - (int(self._ends[number - 1]) if number else 0)
 
     # -- batches out of parts that fit into memory -------------------------------------------------
 
@@ -265,7 +281,7 @@ class ActivationStore:
     def _open(self, paths: list[Path]) -> None:
         shards = [_read(path, activations=False) for path in paths]
         self._take_notes(shards)
-        self._shards = paths
+        self._shards, self._index = paths, shards
         self._ends = torch.tensor([len(shard.row) for shard in shards]).cumsum(0)
         self._length = min(self.wanted, int(self._ends[-1]))
         if self._length < self.wanted:

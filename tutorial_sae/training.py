@@ -192,8 +192,8 @@ class _Run:
         line |= {name: float(value.detach()) for name, value in loss._asdict().items()} | {"dead": dead}
         if not math.isfinite(line["total"]):
             raise TutorialError(
-                f"the loss is {line['total']} at step {self.step}: lower the learning rate (lr={self.config.lr}) or look "
-                "for extreme activations"
+                f"the loss is {line['total']} at step {self.step}: lower the learning rate (lr={self.config.lr}) or "
+                "look for extreme activations"
             )
         self.history.append(line)
         return f"FVU {line['fvu']:.3f}, L0 {line['l0']:.1f}, dead {dead:.0%}"
@@ -302,8 +302,8 @@ def _check_finite(x: Tensor, step: int) -> None:
     if not torch.isfinite(x).all():
         row = int((~torch.isfinite(x)).any(dim=1).nonzero()[0])
         raise ValueError(
-            f"row {row} of batch {step} is not finite (NaN or infinite): a model in float16 may overflow, so harvest in "
-            "bfloat16 or float32, or drop that row"
+            f"row {row} of batch {step} is not finite (NaN or infinite): a model in float16 may overflow, so harvest "
+            "in bfloat16 or float32, or drop that row"
         )
 
 

@@ -18,7 +18,7 @@ AUX_COEFFICIENT = 1 / 32
 
 
 class TopKSAE(SAE):
-    """`k`: latents per token. `dead_after_tokens`: how long a latent must be silent to count as dead; `train` sets it."""
+    """`k`: latents per token. `dead_after_tokens`: silence after which a latent counts as dead; `train` sets it."""
 
     variant = "topk"
     cuts = ("row", "batch")

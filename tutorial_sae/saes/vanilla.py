@@ -15,7 +15,7 @@ from tutorial_sae.saes.base import SAE
 
 
 class VanillaSAE(SAE):
-    """`l1`: weight of the L1 norm of a token's latents, in normalised units. Which L0 it leads to is found by trying."""
+    """`l1`: weight of the L1 norm of a token's latents, in normalised units. The L0 it leads to is found by trying."""
 
     variant = "vanilla"
     cuts = ("own",)

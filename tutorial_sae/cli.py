@@ -1,0 +1,204 @@
+"""The command line: `python -m tutorial_sae doctor | compare | train | evaluate`.
+
+Exit status 0 on success, 2 for bad arguments, 1 for a failure. A failure is a sentence that says what to do next;
+`--debug` shows where it happened.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from tutorial_sae.runtime import (
+    TutorialError,
+    cache_dir,
+    hardware,
+    pick_device,
+    pick_dtype,
+    set_threads,
+    unknown,
+    versions,
+    write_json,
+)
+
+PACKAGES = ("torch", "transformer-lens", "transformers", "datasets", "gguf", "einops", "jaxtyping", "safetensors")
+COURSE_PACKAGES = ("jupyterlab", "ipywidgets", "anywidget", "matplotlib", "nbconvert", "nbval", "pytest")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    try:
+        set_threads(options.threads)
+        options.run(options)
+        return 0
+    except KeyboardInterrupt:
+        print("\nstopped; what was finished is kept: run the same command again to go on", file=sys.stderr)
+        return 1
+    except Exception as error:
+        if options.debug:
+            raise
+        expected = isinstance(error, TutorialError | ValueError | TypeError | OSError | RuntimeError)
+        kind = "" if expected else f"{type(error).__name__}: "
+        print(f"error: {kind}{error}", file=sys.stderr)
+        if not expected:
+            print("This looks like a fault of tutorial_sae: run again with --debug and report it.", file=sys.stderr)
+        return 2 if isinstance(error, ValueError | TypeError) else 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m tutorial_sae", description="Sparse autoencoders: train, compare and look inside."
+    )
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument("--threads", help="CPU threads (default: TUTORIAL_SAE_THREADS, or all cores)")
+    common.add_argument("--debug", action="store_true", help="show a traceback when something fails")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def command(name: str, run: Callable[[argparse.Namespace], None], text: str) -> argparse.ArgumentParser:
+        added = commands.add_parser(name, help=text, description=text, parents=[common])
+        added.set_defaults(run=run)
+        return added
+
+    doctor = command("doctor", _doctor, "what this machine is, what runs on it, what is missing, what is cached")
+    doctor.add_argument("--clear-cache", action="store_true", help="remove downloads, models and activations")
+
+    compare = command("compare", _compare, "train the variants on real activations and compare them: the main job")
+    compare.add_argument("--tier", default="cpu", help="cpu (default), or ci: a small run for checks")
+    compare.add_argument("--seed", type=int, default=0, help="initial directions and order of batches (default 0)")
+    compare.add_argument("--out", help="folder of the run (default runs/compare-<key of the settings>)")
+
+    train = command("train", _train, "train one SAE by a recipe")
+    train.add_argument("recipe", nargs="?", default="smollm2-135m", help="the model (default smollm2-135m)")
+    train.add_argument("--list", action="store_true", help="show the recipes and stop")
+    train.add_argument("--sae", default="batchtopk", help="vanilla, topk or batchtopk (default)")
+    train.add_argument("--k", type=float, help="latents per token (TopK, BatchTopK)")
+    train.add_argument("--l1", type=float, help="coefficient of the L1 penalty (vanilla)")
+    train.add_argument("--d-sae", type=int, help="number of latents")
+    train.add_argument("--tokens", type=int, help="activations seen in training")
+    train.add_argument("--seed", type=int, default=0)
+    train.add_argument("--out", help="folder of the run (default runs/<recipe>-<sae>-<key of the settings>)")
+    train.add_argument("--resume", action="store_true", help="go on with an unfinished run in that folder")
+
+    evaluate = command("evaluate", _evaluate, "measure a trained SAE on held-out text")
+    evaluate.add_argument("folder", metavar="RUN", help="folder of a run, or of a saved SAE")
+    evaluate.add_argument("--cut", help="another cut than the SAE's own: row, batch or threshold")
+    evaluate.add_argument("--calibrate", action="store_true", help="calibrate the threshold anew first, and save it")
+    return parser
+
+
+# -- commands ------------------------------------------------------------------------------------
+
+
+def _doctor(options: argparse.Namespace) -> None:
+    root = cache_dir()
+    if options.clear_cache:
+        freed = _size(root)
+        for name in ("downloads", "models", "activations"):
+            shutil.rmtree(root / name, ignore_errors=True)
+        print(f"cleared {root}: {freed / 1e6:,.0f} MB freed")
+        return
+    machine, device = hardware(), pick_device()
+    dtype = str(pick_dtype(None, device)).removeprefix("torch.")
+    found = versions(*PACKAGES, *COURSE_PACKAGES)
+    missing = [name for name, version in found.items() if version is None]
+    print(f"machine    {machine['processor']}, {machine['cores']} cores ({machine['threads']} threads used)")
+    print(f"memory     {machine['memory_gb']} GB")
+    print(f"GPU        {machine['gpu'] or 'none: everything in the course runs without one'}")
+    print(
+        f"precision  {dtype} on {device}" + ("" if machine["fast_bf16"] else " (this hardware is not fast at bfloat16)")
+    )
+    print(f"python     {found.pop('python')} at {sys.executable}")
+    print("packages   " + ", ".join(f"{name} {version}" for name, version in found.items() if version))
+    print("missing    " + (", ".join(missing) + ": pip install -r requirements.txt" if missing else "nothing"))
+    print(f"cache      {root}, {shutil.disk_usage(root).free / 1e9:,.0f} GB free on that disk")
+    for name in ("downloads", "models", "activations"):
+        print(f"           {name}: {_size(root / name) / 1e6:,.0f} MB")
+    ready = any((root / "models").glob("smollm2-135m-*/config.json"))
+    print("embedded   " + ("ready, no network needed" if ready else "fetched at first use: about 120 MB, once"))
+
+
+def _size(folder: Path) -> int:
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+
+
+def _compare(options: argparse.Namespace) -> None:
+    from tutorial_sae.compare import compare
+
+    compare(options.tier, seed=options.seed, out=options.out)
+
+
+def _train(options: argparse.Namespace) -> None:
+    from dataclasses import replace
+
+    from tutorial_sae.activations import ActivationStore
+    from tutorial_sae.models import load_model
+    from tutorial_sae.runtime import digest
+    from tutorial_sae.saes import VARIANTS, load_sae
+    from tutorial_sae.text import load_text
+    from tutorial_sae.training import CALIBRATION_BATCH, CALIBRATION_BATCHES, RECIPES, train
+
+    if options.list:
+        for name, recipe in RECIPES.items():
+            print(f"{name}: width {recipe.d_sae}, k {recipe.k}, {recipe.config.tokens:,} activations seen")
+        return
+    if options.recipe not in RECIPES:
+        raise unknown("recipe", options.recipe, RECIPES)
+    if options.sae not in VARIANTS:
+        raise unknown("SAE", options.sae, VARIANTS)
+    recipe = RECIPES[options.recipe]
+    config = replace(recipe.config, tokens=recipe.config.tokens if options.tokens is None else options.tokens)
+    config.check()
+    if options.sae == "vanilla":
+        settings: dict[str, Any] = {"l1": recipe.l1 if options.l1 is None else options.l1}
+    else:
+        settings = {"k": recipe.k if options.k is None else options.k}
+    d_sae = recipe.d_sae if options.d_sae is None else options.d_sae
+    key = digest([options.recipe, options.sae, d_sae, settings, config.tokens, options.seed])[:8]
+    out = Path(options.out or Path("runs") / f"{options.recipe}-{options.sae}-{key}")
+    if (out / "checkpoint" / "state.safetensors").exists() and not options.resume:
+        raise ValueError(f"{out} holds an unfinished run: add --resume to go on with it, or choose another --out")
+    VARIANTS[options.sae](1, d_sae, **settings)  # bad settings are refused before anything is loaded
+
+    model = load_model(options.recipe)
+    store = ActivationStore(model, load_text(), tokens=min(config.tokens, recipe.harvest), seed=options.seed)
+    calibration = None
+    if options.sae == "batchtopk":
+        tokens = CALIBRATION_BATCHES * CALIBRATION_BATCH
+        calibration = ActivationStore(
+            model, load_text(split="calibration"), tokens=tokens, norm_limit=store.norm_limit
+        )[:]
+    sae = VARIANTS[options.sae](store.d_in, d_sae, seed=options.seed, **settings)
+    result = train(sae, store, config, out=out, calibration=calibration)
+    print(f"trained {load_sae(out)}")
+    print(f"{result.seconds:.0f} s, {result.tokens_per_second:,.0f} tokens/s; saved in {out}")
+    print(f"next: python -m tutorial_sae evaluate {out}")
+
+
+def _evaluate(options: argparse.Namespace) -> None:
+    from tutorial_sae.activations import ActivationStore
+    from tutorial_sae.metrics import evaluate
+    from tutorial_sae.models import load_model
+    from tutorial_sae.saes import load_sae
+    from tutorial_sae.text import load_text
+    from tutorial_sae.threshold import calibrate_threshold
+    from tutorial_sae.training import CALIBRATION_BATCH, CALIBRATION_BATCHES
+
+    sae = load_sae(options.folder)
+    if sae.metadata["model"] is None:
+        raise ValueError(f"{options.folder} does not say which model its SAE was trained on: use evaluate() in Python")
+    model = load_model(sae.metadata["model"])
+    if options.calibrate:
+        limit = (sae.metadata["mask"] or {}).get("norm_limit")
+        sizes = {"tokens": CALIBRATION_BATCHES * CALIBRATION_BATCH, "norm_limit": limit}
+        store = ActivationStore(model, load_text(split="calibration"), sae.metadata["hook"], **sizes)
+        print("calibrated:", calibrate_threshold(sae, store[:], batch_size=CALIBRATION_BATCH))
+        sae.save(options.folder)
+    result = evaluate(sae, model, load_text(split="heldout"), cut=options.cut).numbers()
+    write_json(Path(options.folder) / "eval.json", result)
+    print(json.dumps(result, indent=1))

@@ -1,0 +1,271 @@
+"""The main job: train the variants on one stream of activations, measure them on held-out text, show what came out.
+
+Every step leaves its result in the folder of the run, so that a run that was stopped goes on where it was, and one
+that is done only prints its table again.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from tutorial_sae.activations import ActivationStore
+from tutorial_sae.latents import kind_of, top_examples
+from tutorial_sae.metrics import PCA, EvalResult, Heldout, evaluate
+from tutorial_sae.models import EMBEDDED_WHEEL, load_model
+from tutorial_sae.report import cross_table, results_table, write_report
+from tutorial_sae.runtime import TutorialError, digest, generator, hardware, unknown, versions, write_json
+from tutorial_sae.saes import SAE, BatchTopKSAE, TopKSAE, VanillaSAE
+from tutorial_sae.text import load_text
+from tutorial_sae.training import RECIPES, TrainConfig, TrainResult, train
+
+
+class Tier(NamedTuple):
+    """How large a comparison is."""
+
+    hook: str
+    d_sae: int
+    k: int
+    l1: float
+    harvest: int  # distinct activations trained on
+    calibration: int  # activations, from documents of their own
+    tokens_fvu: int
+    tokens_ce: int
+    config: TrainConfig
+
+
+_FULL = RECIPES["smollm2-135m"]
+TIERS = {
+    "cpu": Tier(
+        hook="blocks.15.hook_resid_post",
+        d_sae=_FULL.d_sae,
+        k=_FULL.k,
+        l1=_FULL.l1,
+        harvest=_FULL.harvest,
+        calibration=32 * 1024,
+        tokens_fvu=40_000,
+        tokens_ce=8_000,
+        config=_FULL.config,
+    ),
+    # for checks: small enough for CI, too small to quote
+    "ci": Tier(
+        hook="blocks.6.hook_resid_post",
+        d_sae=1152,
+        k=16,
+        l1=6.0,
+        harvest=24_000,
+        calibration=4_096,
+        tokens_fvu=6_000,
+        tokens_ce=1_500,
+        config=TrainConfig(tokens=60_000, batch_size=512),
+    ),
+}
+# the cuts each SAE is measured with; the first is its own
+CUTS = {"vanilla": ("own",), "topk": ("row", "batch"), "batchtopk": ("threshold", "row", "batch")}
+EXAMPLE_LATENTS = 12
+MEASURED = (
+    *("l0", "l0_p1", "l0_p50", "l0_p99", "fvu", "ce_increase"),
+    *("loss_recovered_zero", "loss_recovered_mean", "dead"),
+)
+
+
+class Comparison:
+    """One comparison and its folder. What is costly is made when first needed, and not at all when files have it."""
+
+    def __init__(self, tier: str = "cpu", *, seed: int = 0, out: str | Path | None = None):
+        if tier not in TIERS:
+            raise unknown("tier", tier, TIERS)
+        self.name, self.tier, self.seed = tier, TIERS[tier], seed
+        self.key = digest([tier, seed, self.tier, EMBEDDED_WHEEL.sha256, load_text().identity])[:8]
+        self.folder = Path(out) if out else Path("runs") / f"compare-{self.key}"
+        mark = self.folder / "compare.json"
+        if mark.exists() and self._read(mark).get("key") != self.key:
+            raise ValueError(
+                f"{self.folder} holds a comparison with other settings: choose another --out, or remove it"
+            )
+        write_json(mark, {"key": self.key, "tier": tier, "seed": seed})
+
+    def run(self) -> dict[str, Any]:
+        """Do what is not yet done, and give what `results.json` holds."""
+        rows = self._pca()
+        for variant in CUTS:
+            rows += self._variant(variant)
+        results = {"meta": self._meta(), "rows": rows}
+        write_json(self.folder / "results.json", results)
+        self._once("details", self._details)
+        return results
+
+    # -- the shared stream -----------------------------------------------------------------------
+
+    @cached_property
+    def model(self) -> Any:
+        say("loading the language model")
+        return load_model("smollm2-135m")
+
+    @cached_property
+    def store(self) -> ActivationStore:
+        return ActivationStore(self.model, load_text(), self.tier.hook, tokens=self.tier.harvest, seed=self.seed)
+
+    @cached_property
+    def calibration(self) -> Tensor:
+        return self._other("calibration", self.tier.calibration)[:]
+
+    @cached_property
+    def heldout(self) -> Heldout:
+        text, limit = load_text(split="heldout"), self.store.norm_limit
+        sizes = {"tokens": self.tier.tokens_fvu, "ce_tokens": self.tier.tokens_ce}
+        return Heldout(self.model, text, self.tier.hook, norm_limit=limit, **sizes)
+
+    def _other(self, split: str, tokens: int) -> ActivationStore:
+        text, limit = load_text(split=split), self.store.norm_limit
+        return ActivationStore(self.model, text, self.tier.hook, tokens=tokens, norm_limit=limit)
+
+    # -- steps, each kept in a file ----------------------------------------------------------------
+
+    def _once(self, name: str, make: Callable[[], Any]) -> Any:
+        path = self.folder / f"{name}.json"
+        if not path.exists():
+            write_json(path, make())
+        return self._read(path)
+
+    def _read(self, path: Path) -> Any:
+        try:
+            return json.loads(path.read_text(encoding="utf-8"))
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            raise TutorialError(f"{path} is damaged ({error}): remove it, and run again to make it anew") from error
+
+    def _pca(self) -> list[dict[str, Any]]:
+        def measure() -> list[dict[str, Any]]:
+            start = time.perf_counter()
+            pca = PCA(self.store.sample(min(50_000, len(self.store))), self.tier.k)
+            seconds = time.perf_counter() - start
+            return self._rows(pca, [evaluate(pca, self.model, self.heldout)], seconds, None)
+
+        return self._once("pca", measure)
+
+    def _sae(self, variant: str) -> SAE:
+        tier, sizes = self.tier, (self.store.d_in, self.tier.d_sae)
+        makers: dict[str, Callable[[], SAE]] = {
+            "vanilla": lambda: VanillaSAE(*sizes, l1=tier.l1, seed=self.seed),
+            "topk": lambda: TopKSAE(*sizes, k=tier.k, seed=self.seed),
+            "batchtopk": lambda: BatchTopKSAE(*sizes, k=tier.k, seed=self.seed),
+        }
+        return makers[variant]()
+
+    def _trained(self, variant: str) -> TrainResult:
+        # vanilla has no use for a threshold, so it does not wait for the calibration text to be harvested
+        data = self.calibration if variant == "batchtopk" else None
+        folder = self.folder / variant
+        return train(self._sae(variant), self.store, self.tier.config, out=folder, calibration=data)
+
+    def _variant(self, variant: str) -> list[dict[str, Any]]:
+        def measure() -> list[dict[str, Any]]:
+            sae, _, seconds, rate, _ = self._trained(variant)
+            say(f"measuring {variant} on held-out text")
+            results = [evaluate(sae, self.model, self.heldout, cut=cut) for cut in CUTS[variant]]
+            return self._rows(sae, results, seconds, rate)
+
+        return self._once(f"{variant}/eval", measure)
+
+    def _rows(
+        self, sae: SAE | PCA, results: list[EvalResult], seconds: float, rate: float | None
+    ) -> list[dict[str, Any]]:
+        rows = []
+        for result in results:
+            numbers = {name: value for name, value in result.numbers().items() if name in MEASURED}
+            row = {"variant": sae.variant, "cut": result.cut} | numbers
+            rows.append(row | {"train_seconds": seconds, "tokens_per_second": rate})
+            name = f"{sae.variant}, cut {result.cut}"
+            say(f"{name}: L0 {result.l0:.1f}, FVU {result.fvu:.4f}, CE +{result.ce_increase:.3f}")
+        return rows
+
+    def _meta(self) -> dict[str, Any]:
+        def describe() -> dict[str, Any]:
+            tier = self.tier
+            return {
+                "tier": self.name,
+                "seed": self.seed,
+                "model": "smollm2-135m",
+                "model_note": "SmolLM2-135M-Instruct, dequantised from a 4-bit (Q4_1) file",
+                "dtype": self.store.card.dtype,
+                "hook": tier.hook,
+                "d_sae": tier.d_sae,
+                "k": tier.k,
+                "l1": tier.l1,
+                "tokens_seen": tier.config.steps * tier.config.batch_size,
+                "tokens_distinct": len(self.store),
+                "tokens_fvu": len(self.heldout.store),
+                "tokens_ce": int(self.heldout.counted.sum()),
+                "tokens_calibration": len(self.calibration),
+                "dropped": self.store.dropped,
+                "ce_clean": self.heldout.clean,
+                "train": tier.config.__dict__,
+                "hardware": hardware(),
+                "versions": versions("tutorial-sae", "torch", "transformer-lens", "transformers"),
+            }
+
+        return self._once("meta", describe)
+
+    def _details(self) -> dict[str, Any]:
+        """What the report shows beyond the table."""
+        saes = {variant: self._trained(variant) for variant in CUTS}
+        store = self.heldout.store
+        kinds = [kind_of(store.piece(i)) for i in range(len(store))]
+        counts: dict[str, list[int]] = {}
+        by_kind: dict[str, dict[str, float]] = {}
+        density = torch.zeros(0)
+        for variant, result in saes.items():
+            l0, density = _l0_and_density(result.sae, store)
+            counts[variant] = torch.bincount(l0).tolist()
+            members = {kind: torch.tensor([k == kind for k in kinds]) for kind in sorted(set(kinds))}
+            by_kind[variant] = {kind: float(l0[mine].double().mean()) for kind, mine in members.items()}
+        live = ((density >= 1 / 5000) & (density <= 1 / 50)).nonzero().squeeze(1)
+        drawn = live[torch.randperm(len(live), generator=generator(self.seed, "examples"))[:EXAMPLE_LATENTS]]
+        chosen = sorted(drawn.tolist())
+        examples = top_examples(saes["batchtopk"].sae, store, chosen)
+        return {
+            "l0_counts": counts,
+            "l0_by_kind": by_kind,
+            "histories": {variant: result.history for variant, result in saes.items()},
+            "latents": [
+                {"index": index, "density": float(density[index]), "examples": [example._asdict() for example in mine]}
+                for index, mine in zip(chosen, examples, strict=True)
+            ],
+        }
+
+
+@torch.no_grad()
+def _l0_and_density(sae: SAE, store: ActivationStore) -> tuple[Tensor, Tensor]:
+    on = [(sae.encode(store[part]) > 0) for part in torch.arange(len(store)).split(4096)]
+    return torch.cat([part.sum(dim=1) for part in on]), sum(part.sum(dim=0) for part in on) / len(store)  # type: ignore
+
+
+def say(sentence: str) -> None:
+    print(sentence, file=sys.stderr, flush=True)
+
+
+def compare(tier: str = "cpu", *, seed: int = 0, out: str | Path | None = None) -> dict[str, Any]:
+    """Run (or go on with) a comparison, print its table, write `results.json` and the report. Gives the results."""
+    comparison = Comparison(tier, seed=seed, out=out)
+    results = comparison.run()
+    print(results_table(results["rows"]))
+    print(f"\nTrained with one cut, cut by another:\n\n{cross_table(results['rows'])}\n")
+    report = comparison.folder / "report.html"
+    if not report.exists():
+        say("writing the report")
+        write_report(comparison.folder)
+    if tier == "ci":
+        print("This was the small run for checks: its numbers are not for quoting.")
+    print(f"Results: {comparison.folder / 'results.json'}")
+    print(f"Report:  {report}  (open it in a browser)")
+    if Path("notebooks").is_dir():
+        print("Course:  jupyter lab notebooks/")
+    return results
