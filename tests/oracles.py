@@ -55,7 +55,7 @@ def make_exact(sae, seed: int = 0) -> None:
 
 def fit_normalization(x: np.ndarray) -> tuple[np.ndarray, float]:
     """The mean token, and the scale that makes the mean squared norm equal the dimension."""
-    mean = sum(x) / len(x)
+    mean = x.sum(axis=0) / len(x)
     mean_square_norm = sum(float((token - mean) @ (token - mean)) for token in x) / len(x)
     return mean, math.sqrt(mean_square_norm / x.shape[1])
 

@@ -154,16 +154,15 @@ def test_two_processes_at_once_both_get_the_whole_file(index: Wheel, own_cache: 
 
 
 def test_whoever_comes_second_says_so_and_waits(tmp_path: Path):
-    held = runtime.lock(tmp_path / "work" / ".lock")
-    with held:
+    file, done = tmp_path / "work" / ".lock", tmp_path / "done"
+    with runtime.lock(file):
         second = python(
-            "from pathlib import Path\n"
-            f"with runtime.lock(Path({str(tmp_path / 'work' / '.lock')!r})): print(os.path.exists({str(tmp_path / 'done')!r}))"
+            f"with runtime.lock(runtime.Path({str(file)!r})):\n    print('done:', os.path.exists({str(done)!r}))"
         )
         assert second.stderr is not None
         assert "another process is at work" in second.stderr.readline()
-        (tmp_path / "done").touch()
-    assert second.communicate(timeout=300)[0] == "True\n"
+        done.touch()
+    assert second.communicate(timeout=300)[0] == "done: True\n"
 
 
 def test_what_a_killed_download_leaves_is_cleared_by_the_next(index: Wheel, own_cache: Path):

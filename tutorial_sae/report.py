@@ -16,8 +16,8 @@ def setting(meta: dict[str, Any]) -> str:
     small = "**A small run for checks: do not quote its numbers.** " if meta["tier"] == "ci" else ""
     return (
         f"{small}{meta['model_note']}, `{meta['hook']}`; SAEs of width {meta['d_sae']}, k = {meta['k']}; "
-        f"{meta['tokens_seen']:,} activations seen in training, {meta['tokens_distinct']:,} of them distinct; held-out: "
-        f"FVU and L0 on {meta['tokens_fvu']:,} tokens, CE on {meta['tokens_ce']:,}. Seed {meta['seed']}. "
+        f"{meta['tokens_seen']:,} activations seen in training, {meta['tokens_distinct']:,} of them distinct; "
+        f"held-out: FVU and L0 on {meta['tokens_fvu']:,} tokens, CE on {meta['tokens_ce']:,}. Seed {meta['seed']}. "
         f"{hardware['processor']}, {hardware['threads']} threads{', ' + hardware['gpu'] if hardware['gpu'] else ''}; "
         f"tutorial_sae {meta['versions']['tutorial-sae']}, torch {meta['versions']['torch']}."
     )

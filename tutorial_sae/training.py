@@ -23,6 +23,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from tutorial_sae import sparse
 from tutorial_sae.activations import ActivationStore
 from tutorial_sae.runtime import TutorialError, atomic, digest, generator, progress, versions, writing
 from tutorial_sae.saes import SAE, BatchTopKSAE, load_sae
@@ -38,12 +39,13 @@ class TrainConfig:
 
     tokens: int = 1_000_000  # activations seen, repeats included
     batch_size: int = 1024
-    lr: float = 1.5e-3
+    lr: float = 3e-3
     betas: tuple[float, float] = (0.9, 0.99)  # of Adam; the paper's
     warmup: float = 0.05  # fraction of the run over which the learning rate rises
     decay: float = 0.2  # fraction of the run, at its end, over which it falls to 0
     penalty_warmup: float = 0.2  # fraction of the run over which the sparsity penalty rises
     dead_after_tokens: int | None = None  # None: 10 million or 2 % of the run, whichever is less
+    fast: bool = True  # train on the surviving entries where that is possible (sparse.py); False: the reference
     checkpoint_seconds: int | float = 30  # between two checkpoints, where there is a folder for them
 
     @property
@@ -145,6 +147,7 @@ class _Run:
     def __init__(self, sae: SAE, config: TrainConfig, folder: Path | None):
         self.sae, self.config, self.folder = sae, config, folder
         self.adam = torch.optim.Adam(sae.parameters(), lr=config.lr, betas=config.betas, fused=True)
+        self.loss = sparse.loss if config.fast and sparse.suits(sae) else type(sae).loss
         self.step = 0
         self.seconds = 0.0
         self.history: list[dict[str, float]] = []
@@ -168,7 +171,7 @@ class _Run:
                 last = now
                 bar.update(len(x))
                 if self.step % every == 0 or self.step == config.steps:
-                    bar.set_postfix_str(self._log(loss))
+                    bar.set_postfix_str(self._log(loss), refresh=False)
                 if self.folder is not None and now - saved > config.checkpoint_seconds:
                     self.checkpoint()
                     saved = last = time.perf_counter()
@@ -177,7 +180,7 @@ class _Run:
         for group in self.adam.param_groups:
             group["lr"] = self.config.lr_at(self.step)
         self.adam.zero_grad(set_to_none=True)
-        loss = self.sae.loss(x)
+        loss = self.loss(self.sae, x)
         (loss.total - (1 - self.config.penalty_at(self.step)) * loss.penalty).backward()
         self.sae.project_decoder_grad()
         self.adam.step()
@@ -208,10 +211,14 @@ class _Run:
         for name, parameter in self.sae.named_parameters():
             tensors |= {f"adam.{key}.{name}": value for key, value in self.adam.state[parameter].items()}
         notes = {"step": self.step, "seconds": self.seconds, "key": self.key, "history": self.history}
+        plain = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
         with atomic(self.folder / "checkpoint" / "state.safetensors") as partial:
-            save_file(
-                {name: t.detach().contiguous() for name, t in tensors.items()}, partial, {"notes": json.dumps(notes)}
-            )
+            save_file(plain, partial, {"notes": json.dumps(notes)})
+        self._write_metrics(self.folder)
+
+    def _write_metrics(self, folder: Path) -> None:
+        with atomic(folder / "metrics.jsonl") as partial:
+            partial.write_text("".join(json.dumps(line) + "\n" for line in self.history), encoding="utf-8")
 
     def resume(self) -> bool:
         """Go back to the last checkpoint; False if there is none."""

@@ -16,7 +16,7 @@ from typing import Any, ClassVar, NamedTuple
 
 import torch
 from einops import pack, unpack
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -51,10 +51,15 @@ def keep_row(z: Float[Tensor, "tokens latents"], k: int) -> Float[Tensor, "token
 
 def keep_batch(z: Float[Tensor, "tokens latents"], k: int | float) -> Float[Tensor, "tokens latents"]:
     """The floor(k * tokens) largest positive entries of the whole matrix: the row cut of one very long row."""
-    budget = int(k * len(z) + 1e-6)  # 2.3 * 100 is 229.99999999999997 in floats, and 230 is meant
+    return keep_row(z.reshape(1, -1), budget_of(k, len(z))).view_as(z)
+
+
+def budget_of(k: int | float, tokens: int) -> int:
+    """floor(k * tokens), and an error if that is 0."""
+    budget = int(k * tokens + 1e-6)  # 2.3 * 100 is 229.99999999999997 in floats, and 230 is meant
     if budget == 0:
-        raise ValueError(f"k={k} for {len(z)} tokens is a budget of 0 entries: choose k of at least {1 / len(z):g}")
-    return keep_row(z.reshape(1, -1), budget).view_as(z)
+        raise ValueError(f"k={k} for {tokens} tokens is a budget of 0 entries: choose k of at least {1 / tokens:g}")
+    return budget
 
 
 def keep_above(
@@ -93,7 +98,8 @@ class SAE(nn.Module):
         self.d_in, self.d_sae, self.normalize = d_in, d_sae, normalize
         directions = torch.randn(d_sae, d_in, generator=generator(seed, "decoder"))
         self.W_dec = nn.Parameter(directions / directions.norm(dim=1, keepdim=True))
-        self.W_enc = nn.Parameter(self.W_dec.detach().T.clone(memory_format=torch.contiguous_format))
+        # (d_in, d_sae), but in memory a row for each latent: its gradient arises as one (see sparse.py)
+        self.W_enc = nn.Parameter(self.W_dec.detach().clone().T)
         self.b_enc = nn.Parameter(torch.zeros(d_sae))
         self.b_dec = nn.Parameter(torch.zeros(d_in))
         self.register_buffer("norm_mean", torch.zeros(d_in))
@@ -116,9 +122,9 @@ class SAE(nn.Module):
         """What sparsity adds to the loss, coefficient included."""
         return latents.new_zeros(())
 
-    def aux(self, z: Float[Tensor, "tokens d_sae"], error: Float[Tensor, "tokens d_in"]) -> Float[Tensor, ""]:
-        """An auxiliary loss on the `error` that is left, in train mode."""
-        return z.new_zeros(())
+    def aux(self, x_n: Float[Tensor, "tokens d_in"], error: Float[Tensor, "tokens d_in"]) -> Float[Tensor, ""]:
+        """An auxiliary loss, in train mode, on the `error` that is left of normalised activations `x_n`."""
+        return error.new_zeros(())
 
     # -- encode, decode --------------------------------------------------------------------------
 
@@ -153,17 +159,23 @@ class SAE(nn.Module):
         latents = self._kept(z, cut)
         error = x_n.float() - (latents @ self.W_dec + self.b_dec).float()
         mse = error.square().sum(dim=-1).mean()
-        penalty, aux = self.penalty(latents), z.new_zeros(())
-        with torch.no_grad():
-            fired = latents > 0
-            l0 = fired.sum(dim=-1).float().mean()
-            variance = (rows - rows.mean(dim=0)).float().square().sum()
-            fvu = (error * scale).square().sum() / variance
+        penalty, aux = self.penalty(latents), mse.new_zeros(())
+        fired = latents.detach() > 0
         if self.training:
-            self.tokens_since_fired += len(rows)
-            self.tokens_since_fired[fired.any(dim=0)] = 0
-            aux = self.aux(z, error.detach())
-        return Loss(mse + penalty + aux, mse, fvu, l0, penalty, aux)
+            self.count_fired(fired.any(dim=0), len(rows))
+            aux = self.aux(x_n, error.detach())
+        l0 = fired.sum(dim=-1).float().mean()
+        return Loss(mse + penalty + aux, mse, self.fvu(rows, error.detach() * scale), l0, penalty, aux)
+
+    @staticmethod
+    def fvu(x: Float[Tensor, "tokens d_in"], error: Float[Tensor, "tokens d_in"]) -> Float[Tensor, ""]:
+        """Fraction of the variance of raw activations that `error`, in raw units, leaves unexplained."""
+        return error.square().sum() / (x - x.mean(dim=0)).float().square().sum()
+
+    def count_fired(self, fired: Bool[Tensor, " d_sae"], tokens: int) -> None:
+        """Keep count of the tokens since each latent last fired."""
+        self.tokens_since_fired += tokens
+        self.tokens_since_fired[fired] = 0
 
     def _rows(self, x: Tensor) -> tuple[Tensor, Any]:
         if x.shape[-1] != self.d_in:

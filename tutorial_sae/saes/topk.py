@@ -61,10 +61,11 @@ class TopKSAE(SAE):
             raise ValueError(f"k={self.k} is not whole, so no row can keep k entries: cut by batch, or set sae.k")
         return keep_row(z, int(self.k))
 
-    def aux(self, z: Float[Tensor, "tokens d_sae"], error: Float[Tensor, "tokens d_in"]) -> Float[Tensor, ""]:
+    def aux(self, x_n: Float[Tensor, "tokens d_in"], error: Float[Tensor, "tokens d_in"]) -> Float[Tensor, ""]:
         dead = (self.tokens_since_fired >= self.dead_after_tokens).nonzero().squeeze(1)
         if len(dead) == 0:
-            return z.new_zeros(())
-        revived = keep_row(z.index_select(1, dead), min(self.aux_k, len(dead)))
+            return error.new_zeros(())
+        z = ((x_n - self.b_dec) @ self.W_enc.index_select(1, dead) + self.b_enc.index_select(0, dead)).relu()
+        revived = keep_row(z, min(self.aux_k, len(dead)))
         error_hat = revived @ self.W_dec.index_select(0, dead)  # without b_dec: the error has none left in it
         return AUX_COEFFICIENT * (error - error_hat.float()).square().sum(dim=-1).mean()
