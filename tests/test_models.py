@@ -35,6 +35,7 @@ PARAGRAPH = (
 class Case(NamedTuple):
     """A model, the hook point of the course, and what plain transformers computes on the same tokens."""
 
+    name: str
     model: Any
     hook: str
     hidden: int  # the index of that place in `hidden_states`
@@ -61,11 +62,19 @@ def case(request: pytest.FixtureRequest) -> Case:
     # TransformerLens chooses eager attention; with another kernel the last digits would differ.
     plain = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
     chance = torch.Generator().manual_seed(0)
-    tokens = torch.randint(5, plain.config.vocab_size, (2, 20), generator=chance)
+    tokens = torch.randint(5, plain.config.vocab_size, (2, 12), generator=chance)
     tokens[:, 0] = model.card.bos
     with torch.no_grad():
         out = plain(tokens, output_hidden_states=True)
-    return Case(model, *HOOKS[request.param], tokens, out.hidden_states, out.logits)
+    return Case(request.param, model, *HOOKS[request.param], tokens, out.hidden_states, out.logits)
+
+
+def assert_same(case: Case, got: Tensor, expected: Tensor) -> None:
+    """Equal bit for bit, but for GPT-2: TransformerLens splits its one product for queries, keys and values in three."""
+    if case.name == "gpt2":
+        assert torch.allclose(got, expected, rtol=1e-5, atol=5e-6)
+    else:
+        assert torch.equal(got, expected)
 
 
 def mlps_of_transformers(model: Any) -> Iterator[tuple[int, torch.nn.Module]]:
@@ -80,16 +89,15 @@ def mlps_of_transformers(model: Any) -> Iterator[tuple[int, torch.nn.Module]]:
 
 
 def test_residuals_are_those_of_transformers(case: Case):
-    assert torch.equal(activations_at(case.model, case.tokens, case.hook), case.hidden_states[case.hidden])
+    assert_same(case, activations_at(case.model, case.tokens, case.hook), case.hidden_states[case.hidden])
 
 
 def test_every_block_has_the_residuals_of_transformers(case: Case):
-    # The last entry of hidden_states is taken after the final norm, so the last block has no entry of its own.
-    for layer in (0, 3, case.model.cfg.n_layers - 1):
-        got = activations_at(case.model, case.tokens, f"blocks.{layer}.hook_resid_pre")
-        assert torch.equal(got, case.hidden_states[layer])
-    got = activations_at(case.model, case.tokens, "blocks.3.hook_resid_post")
-    assert torch.equal(got, case.hidden_states[4])
+    # The last entry of hidden_states is taken after the final norm, so the last block's output has none.
+    last = case.model.cfg.n_layers - 1
+    for hook, hidden in ((f"blocks.{last}.hook_resid_pre", last), ("blocks.3.hook_resid_post", 4)):
+        assert_same(case, activations_at(case.model, case.tokens, hook), case.hidden_states[hidden])
+    assert torch.equal(activations_at(case.model, case.tokens, "blocks.0.hook_resid_pre"), case.hidden_states[0])
 
 
 def test_the_layers_above_the_hook_are_not_run(case: Case):
@@ -128,60 +136,48 @@ def test_an_unknown_hook_is_refused_with_the_nearest(gpt2: Any, hook: str, neare
 # -- losses -----------------------------------------------------------------------------------------
 
 
-def cross_entropy(logits: Tensor, tokens: Tensor) -> Tensor:
-    return torch.nn.functional.cross_entropy(logits[:, :-1].float().transpose(1, 2), tokens[:, 1:], reduction="none")
-
-
 def test_losses_are_the_negative_log_probability_of_the_next_token(case: Case):
     losses = token_losses(case.model, case.tokens)
-    assert losses.shape == (2, 19)
     log_probabilities = case.logits.double().log_softmax(-1)
-    for row in range(2):
-        for position in range(19):
+    rows, length = case.tokens.shape
+    assert losses.shape == (rows, length - 1)
+    for row in range(rows):
+        for position in range(length - 1):
             expected = -log_probabilities[row, position, case.tokens[row, position + 1]]
             assert losses[row, position].item() == pytest.approx(expected.item(), rel=1e-5)
-    assert torch.equal(losses, cross_entropy(case.logits, case.tokens))
 
 
-def places(model: Any) -> list[str]:
-    last = model.cfg.n_layers - 1
-    return [
-        "blocks.0.hook_resid_pre",
-        f"blocks.{last}.hook_resid_post",
-        "blocks.5.hook_mlp_out",
-        "blocks.3.hook_attn_out",
-    ]
+def places(case: Case) -> list[str]:
+    """The hook point of the course, both ends of the residual stream, and two that are not in it."""
+    last = case.model.cfg.n_layers - 1
+    ends = ["blocks.0.hook_resid_pre", f"blocks.{last}.hook_resid_post"]
+    return [case.hook, *ends, "blocks.5.hook_mlp_out", "blocks.3.hook_attn_out"]
 
 
 def test_activations_put_back_unchanged_change_nothing(case: Case):
     clean = token_losses(case.model, case.tokens)
-    for hook in [case.hook, *places(case.model)]:
-        assert torch.equal(
-            token_losses(case.model, case.tokens, hook, activations_at(case.model, case.tokens, hook)), clean
-        )
+    for hook in places(case):
+        same = activations_at(case.model, case.tokens, hook)
+        assert torch.equal(token_losses(case.model, case.tokens, hook, same), clean), hook
 
 
 def test_spliced_values_act_as_in_a_full_forward_pass_with_a_hook(case: Case):
     clean = token_losses(case.model, case.tokens)
-    for hook in [case.hook, *places(case.model)]:
+    for hook in places(case):
         old = activations_at(case.model, case.tokens, hook)
-        noise = torch.randn(old.shape, generator=torch.Generator().manual_seed(1))
-        new = old + 0.3 * old.std() * noise
-        with torch.no_grad():
-            logits = case.model.run_with_hooks(
-                case.tokens, fwd_hooks=[(hook, lambda value, hook, new=new: new)], return_type="logits"
-            )
+        new = old + 0.3 * old.std() * torch.randn(old.shape, generator=torch.Generator().manual_seed(1))
         losses = token_losses(case.model, case.tokens, hook, new)
-        assert torch.equal(losses, cross_entropy(logits, case.tokens))
-        assert not torch.allclose(losses, clean, atol=1e-3)
+        with case.model.hooks(fwd_hooks=[(hook, lambda value, hook, new=new: new)]):
+            assert torch.equal(losses, token_losses(case.model, case.tokens)), hook
+        assert not torch.allclose(losses, clean, atol=1e-3), hook
 
 
 def test_a_splice_changes_nothing_before_it(case: Case):
     new = activations_at(case.model, case.tokens, case.hook).clone()
-    new[:, 10] *= -1
+    new[:, 7] *= -1
     changed = token_losses(case.model, case.tokens, case.hook, new) != token_losses(case.model, case.tokens)
-    assert not changed[:, :10].any()
-    assert changed[:, 10].all()
+    assert not changed[:, :7].any()
+    assert changed[:, 7].all()
 
 
 def test_the_blocks_below_a_splice_are_not_run(case: Case):
@@ -203,9 +199,9 @@ def test_an_exception_inside_a_splice_leaves_the_model_whole(case: Case):
     before = token_losses(case.model, case.tokens)
     width = case.model.cfg.d_model
     with pytest.raises(RuntimeError):
-        token_losses(case.model, case.tokens, case.hook, torch.zeros(2, 20, width + 1))
+        token_losses(case.model, case.tokens, case.hook, torch.zeros(2, 12, width + 1))
     assert torch.equal(token_losses(case.model, case.tokens), before)
-    assert torch.equal(activations_at(case.model, case.tokens, case.hook), case.hidden_states[case.hidden])
+    assert_same(case, activations_at(case.model, case.tokens, case.hook), case.hidden_states[case.hidden])
 
 
 def test_the_embedded_model_predicts_english(smollm2: Any):
@@ -245,7 +241,7 @@ def test_a_fingerprint_is_of_the_weights_and_not_of_their_precision(gpt2: Any, g
     assert half.card.dtype == "bfloat16"
     assert activations_at(half, torch.tensor([[50256, 1]]), "blocks.0.hook_resid_post").dtype == torch.bfloat16
     assert half.card.fingerprint == gpt2.card.fingerprint != gemma.card.fingerprint
-    for name in ("wte.weight", "h.4.attn.c_attn.weight", "h.9.mlp.c_proj.weight", "h.0.ln_1.weight", "ln_f.bias"):
+    for name in ("wte.weight", "h.4.attn.q.weight", "h.9.mlp.c_proj.weight", "h.0.ln_1.weight", "ln_f.bias"):
         weight = parameter(half, name)
         before = weight.detach().clone()
         with torch.no_grad():
@@ -256,10 +252,9 @@ def test_a_fingerprint_is_of_the_weights_and_not_of_their_precision(gpt2: Any, g
 
 
 def parameter(model: Any, name: str) -> Tensor:
-    """A weight by the name that transformers gives it, whatever wraps it now."""
-    wrapped = {found.replace("._original_component", ""): value for found, value in model.named_parameters()}
-    aliases = {"wte.weight": "embed.weight", "ln_f.bias": "ln_final.bias"}
-    return wrapped[aliases.get(name, name.replace("h.", "blocks.", 1))]
+    """A weight by its name in transformers, whatever TransformerLens wraps around it."""
+    names = {found.replace("._original_component", ""): value for found, value in model.named_parameters()}
+    return names[f"transformer.{name}"]
 
 
 def test_folded_weights_are_another_model(gpt2_folder: Path, gpt2: Any):
@@ -270,9 +265,7 @@ def test_folded_weights_are_another_model(gpt2_folder: Path, gpt2: Any):
     assert card.fingerprint != gpt2.card.fingerprint
 
 
-@pytest.mark.parametrize(
-    ("name", "nearest"), [("gpt-2", "gpt2"), ("smollm2", EMBEDDED), ("gemma2-2b", "gemma-2-2b"), ("", "gpt2")]
-)
+@pytest.mark.parametrize(("name", "nearest"), [("gpt-2", "gpt2"), ("smollm2", EMBEDDED), ("gemma2-2b", "gemma-2-2b")])
 def test_an_unknown_model_is_refused_with_the_nearest(name: str, nearest: str):
     with pytest.raises(ValueError, match=r"unknown model .*did you mean") as caught:
         load_model(name)
@@ -284,12 +277,17 @@ def test_a_folder_that_holds_no_model_is_refused(tmp_path: Path):
         load_model(tmp_path)
 
 
-@pytest.mark.parametrize("missing", ["*.safetensors", "*token*,vocab.json,merges.txt"], ids=["weights", "tokenizer"])
+@pytest.mark.parametrize("missing", ["model", "tokenizer"])
 def test_an_incomplete_folder_is_a_sentence(gpt2_folder: Path, tmp_path: Path, missing: str):
+    files = {
+        "model": {"model.safetensors"},
+        "tokenizer": {"tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt"},
+    }
     for file in gpt2_folder.iterdir():
-        if not any(file.match(pattern) for pattern in missing.split(",")):
+        if file.name not in files[missing]:
             (tmp_path / file.name).symlink_to(file)
-    with pytest.raises(models.TutorialError, match="could not load"):
+    # Without its files transformers makes a tokenizer of one word, which would turn any text into nonsense.
+    with pytest.raises((models.TutorialError, ValueError), match=f"{tmp_path}.*{missing}"):
         load_model(tmp_path)
 
 

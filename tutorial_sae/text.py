@@ -281,11 +281,12 @@ def _hub(source: str) -> Iterator[Document]:
 def _records(source: str, path: str, options: dict[str, Any], label: str) -> Iterator[Document]:
     """Stream the `text` column of a data set: the same code for a local parquet file and for the hub."""
     import datasets
+    from datasets.exceptions import DatasetNotFoundError, DatasetsError
 
     try:
         for number, record in enumerate(datasets.load_dataset(path, split="train", streaming=True, **options)):
             yield Document(_text_of(record, Path(source), f"row {number}"), label)
-    except (OSError, datasets.exceptions.DatasetsError, datasets.exceptions.DatasetNotFoundError) as error:
+    except (OSError, DatasetsError, DatasetNotFoundError) as error:
         raise TutorialError(
             f"could not read {source}: {str(error).splitlines()[0]}; check the name and the network, or use "
             "load_text('embedded'), which needs only the package index"

@@ -81,7 +81,7 @@ class Recipe(NamedTuple):
     config: TrainConfig
 
 
-RECIPES = {"smollm2-135m": Recipe(d_sae=2304, k=32, l1=5.2, harvest=400_000, config=TrainConfig())}
+RECIPES = {"smollm2-135m": Recipe(d_sae=2304, k=32, l1=6.0, harvest=200_000, config=TrainConfig())}
 
 
 class TrainResult(NamedTuple):
@@ -118,8 +118,7 @@ def train(
             f"the activations have width {activations_width(activations)}, and the SAE has d_in={sae.d_in}"
         )
     sae.metadata.update(_origin(activations, config, seed))
-    if hasattr(sae, "dead_after_tokens"):
-        sae.dead_after_tokens = config.dead_after_tokens or min(10_000_000, max(1, config.tokens // 50))
+    sae.dead_after_tokens = config.dead_after_tokens or min(10_000_000, max(1, config.tokens // 50))
     run = _Run(sae, config, Path(out) if out is not None else None)
     if run.finished():
         finished = load_sae(run.folder)  # type: ignore[arg-type]
@@ -189,8 +188,7 @@ class _Run:
         return loss
 
     def _log(self, loss: Any) -> str:
-        after = getattr(self.sae, "dead_after_tokens", self.config.dead_after_tokens or 10_000_000)
-        dead = float((self.sae.tokens_since_fired >= after).float().mean())
+        dead = float((self.sae.tokens_since_fired >= self.sae.dead_after_tokens).float().mean())
         line = {"step": self.step, "tokens": self.step * self.config.batch_size, "seconds": round(self.seconds, 2)}
         line |= {name: float(value.detach()) for name, value in loss._asdict().items()} | {"dead": dead}
         if not math.isfinite(line["total"]):

@@ -105,6 +105,8 @@ class SAE(nn.Module):
         self.register_buffer("norm_mean", torch.zeros(d_in))
         self.register_buffer("norm_scale", torch.tensor(1.0))
         self.register_buffer("tokens_since_fired", torch.zeros(d_sae, dtype=torch.long))
+        self.dead_after_tokens = 10_000_000  # silent for so long, a latent counts as dead
+        self.hint = 0.0  # what the fast path remembers from step to step: it changes speed, never results
         self.metadata: dict[str, Any] = dict.fromkeys(ORIGIN)
 
     # -- what a variant supplies -----------------------------------------------------------------
