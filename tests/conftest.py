@@ -46,6 +46,10 @@ def pytest_make_collect_report() -> Generator[None, Any, Any]:
     return report
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "slow: takes ten seconds or more; leave out with -m 'not slow'")
+
+
 # -- small models and a corpus, made once a session ------------------------------------------------------
 # small_models is imported inside, because this file must also load where that one is not (test_conftest.py).
 

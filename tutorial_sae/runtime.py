@@ -15,15 +15,19 @@ import json
 import os
 import platform
 import shutil
+import signal
 import subprocess
 import sys
+import threading
 import zipfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+
+STOPS = (signal.SIGINT, signal.SIGTERM)
 
 
 class TutorialError(RuntimeError):
@@ -120,6 +124,24 @@ def progress(total: int, what: str, unit: str = "B", done: int = 0) -> Any:
         dynamic_ncols=terminal,
         bar_format="{desc}: {percentage:3.0f}% {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_fmt}{postfix}]",
     )
+
+
+@contextlib.contextmanager
+def delayed_interrupt() -> Iterator[Callable[[], None]]:
+    """Within this, Ctrl-C and SIGTERM wait until the function it yields is called, where nothing is half done."""
+    caught: list[int] = []
+    in_main = threading.current_thread() is threading.main_thread()  # only there can handlers be set
+    before = {sig: signal.signal(sig, lambda sig, _: caught.append(sig)) for sig in STOPS} if in_main else {}
+
+    def check() -> None:
+        if caught:
+            raise KeyboardInterrupt
+
+    try:
+        yield check
+    finally:
+        for sig, handler in before.items():
+            signal.signal(sig, handler)
 
 
 # -- files ---------------------------------------------------------------------------------------

@@ -25,7 +25,16 @@ from torch import Tensor
 
 from tutorial_sae import sparse
 from tutorial_sae.activations import ActivationStore
-from tutorial_sae.runtime import TutorialError, atomic, digest, generator, progress, versions, writing
+from tutorial_sae.runtime import (
+    TutorialError,
+    atomic,
+    delayed_interrupt,
+    digest,
+    generator,
+    progress,
+    versions,
+    writing,
+)
 from tutorial_sae.saes import SAE, BatchTopKSAE, load_sae
 from tutorial_sae.threshold import Calibration, calibrate_threshold
 
@@ -81,7 +90,7 @@ class Recipe(NamedTuple):
     config: TrainConfig
 
 
-RECIPES = {"smollm2-135m": Recipe(d_sae=2304, k=32, l1=6.0, harvest=200_000, config=TrainConfig())}
+RECIPES = {"smollm2-135m": Recipe(d_sae=2304, k=32, l1=2.3, harvest=200_000, config=TrainConfig())}
 
 
 class TrainResult(NamedTuple):
@@ -148,6 +157,7 @@ class _Run:
         self.adam = torch.optim.Adam(sae.parameters(), lr=config.lr, betas=config.betas, fused=True)
         self.loss = sparse.loss if config.fast and sparse.suits(sae) else type(sae).loss
         self.step = 0
+        self.whole = True  # False in the middle of a step
         self.seconds = 0.0
         self.history: list[dict[str, float]] = []
         self.calibration: Calibration | None = None
@@ -159,9 +169,11 @@ class _Run:
         every = max(1, config.steps // 100)
         device = sae.W_enc.device
         done = self.step * config.batch_size
-        with progress(config.steps * config.batch_size, f"training {sae.variant}", unit="tok", done=done) as bar:
+        bar = progress(config.steps * config.batch_size, f"training {sae.variant}", unit="tok", done=done)
+        with bar, delayed_interrupt() as stop_here:
             saved = last = time.perf_counter()
             while self.step < config.steps:
+                stop_here()
                 x = next(batches)
                 _check_finite(x, self.step)
                 loss = self._update(x.to(device))
@@ -174,8 +186,10 @@ class _Run:
                 if self.folder is not None and now - saved > config.checkpoint_seconds:
                     self.checkpoint()
                     saved = last = time.perf_counter()
+            stop_here()
 
     def _update(self, x: Tensor) -> Any:
+        self.whole = False
         for group in self.adam.param_groups:
             group["lr"] = self.config.lr_at(self.step)
         self.adam.zero_grad(set_to_none=True)
@@ -185,6 +199,7 @@ class _Run:
         self.adam.step()
         self.sae.normalize_decoder()
         self.step += 1
+        self.whole = True
         return loss
 
     def _log(self, loss: Any) -> str:
@@ -203,7 +218,7 @@ class _Run:
 
     def checkpoint(self) -> None:
         """Everything that the rest of the run depends on, in one file that is whole or not there."""
-        if self.folder is None:
+        if self.folder is None or not self.whole:
             return
         tensors = {f"sae.{name}": tensor for name, tensor in self.sae.state_dict().items()}
         for name, parameter in self.sae.named_parameters():
@@ -232,11 +247,11 @@ class _Run:
         self._same_run(notes["key"])
         self.sae.load_state_dict({n.removeprefix("sae."): t for n, t in tensors.items() if n.startswith("sae.")})
         for name, parameter in self.sae.named_parameters():
-            keys = ("step", "exp_avg", "exp_avg_sq")
-            state = {key: tensors[f"adam.{key}.{name}"] for key in keys if f"adam.{key}.{name}" in tensors}
-            self.adam.state[parameter] = {
-                key: value if key == "step" else value.to(parameter) for key, value in state.items()
-            }
+            for key in ("step", "exp_avg", "exp_avg_sq"):
+                if (saved := tensors.get(f"adam.{key}.{name}")) is not None:
+                    # laid out in memory as the parameter is: fused Adam adds up in that order
+                    like = saved if key == "step" else torch.empty_like(parameter)
+                    self.adam.state[parameter][key] = like.copy_(saved)
         self.step, self.seconds, self.history = notes["step"], notes["seconds"], notes["history"]
         return True
 

@@ -1,0 +1,197 @@
+"""Training: schedules, checkpoints, and what a run leaves behind."""
+
+import json
+import math
+import os
+import signal
+from itertools import pairwise
+
+import pytest
+import torch
+
+from tutorial_sae import BatchTopKSAE, TopKSAE, TrainConfig, VanillaSAE, load_sae, train
+from tutorial_sae.runtime import TutorialError
+
+D_IN, D_SAE = 16, 48
+SMALL = {"tokens": 6_400, "batch_size": 64, "lr": 2e-3}
+
+
+def activations(tokens: int = 1024, seed: int = 0) -> torch.Tensor:
+    """Sparse combinations of 40 directions around a distant mean: something an SAE can learn."""
+    chance = torch.Generator().manual_seed(seed)
+    directions = torch.randn(40, D_IN, generator=torch.Generator().manual_seed(99))
+    codes = torch.rand(tokens, 40, generator=chance) * (torch.rand(tokens, 40, generator=chance) < 0.1)
+    return codes @ directions + 5.0
+
+
+def batchtopk(**options) -> BatchTopKSAE:
+    return BatchTopKSAE(D_IN, D_SAE, k=4, **options)
+
+
+def stop_at(sae, step: int) -> None:
+    """Press Ctrl-C in the middle of this step."""
+    original, calls = sae.count_fired, iter(range(10**6))
+
+    def interrupting(fired, tokens):
+        if next(calls) == step:
+            os.kill(os.getpid(), signal.SIGINT)
+        original(fired, tokens)
+
+    sae.count_fired = interrupting
+
+
+@pytest.mark.parametrize(
+    "make", [batchtopk, lambda: TopKSAE(D_IN, D_SAE, k=4), lambda: VanillaSAE(D_IN, D_SAE, l1=0.5)]
+)
+def test_training_lowers_the_error_and_keeps_decoder_rows_at_length_one(make):
+    result = train(make(), activations(), TrainConfig(**SMALL))
+    assert result.history[-1]["mse"] < 0.75 * result.history[0]["mse"]
+    torch.testing.assert_close(result.sae.W_dec.norm(dim=1), torch.ones(D_SAE), rtol=1e-5, atol=0)
+    assert not result.sae.training
+
+
+def test_normalisation_is_fitted_on_the_training_data():
+    x = activations()
+    sae = train(batchtopk(), x, TrainConfig(**SMALL)).sae
+    torch.testing.assert_close(sae.norm_mean, x.mean(dim=0), rtol=1e-4, atol=1e-4)
+    scaled = (x - sae.norm_mean) / sae.norm_scale
+    assert float(scaled.square().sum(dim=1).mean()) == pytest.approx(D_IN, rel=1e-3)
+
+
+def test_the_threshold_comes_from_the_calibration_data():
+    x, other = activations(), 0.5 * activations(seed=1) + 2.5
+    own = train(batchtopk(), x, TrainConfig(**SMALL)).sae
+    given = train(batchtopk(), x, TrainConfig(**SMALL), calibration=other)
+    assert torch.equal(own.W_enc, given.sae.W_enc)
+    assert given.sae.threshold != own.threshold
+    assert given.calibration is not None
+    assert given.calibration.theta == pytest.approx(float(given.sae.threshold))
+
+
+def test_learning_rate_rises_holds_and_falls():
+    config = TrainConfig(tokens=1000, batch_size=10, lr=1.0, warmup=0.1, decay=0.2)
+    rates = [config.lr_at(step) for step in range(config.steps)]
+    assert rates[0] == pytest.approx(0.1)
+    assert rates[9:80] == [1.0] * 71
+    assert rates[-1] == pytest.approx(1 / 20)
+    assert all(a <= b for a, b in pairwise(rates[:11]))
+    assert all(a >= b for a, b in pairwise(rates[79:]))
+
+
+def test_penalty_warms_up_inside_training_but_the_loss_states_it_in_full():
+    config = TrainConfig(tokens=1000, batch_size=10, penalty_warmup=0.5)
+    assert [config.penalty_at(step) for step in (0, 24, 49, 99)] == pytest.approx([0.02, 0.5, 1.0, 1.0])
+    sae = VanillaSAE(D_IN, D_SAE, l1=2.0)
+    latents = sae.encode(activations(8))
+    assert float(sae.loss(activations(8)).penalty.detach()) == pytest.approx(
+        float(2.0 * latents.sum(1).mean()), rel=1e-5
+    )
+
+
+def test_same_seed_same_sae_and_another_seed_another():
+    runs = [train(batchtopk(seed=seed), activations(), TrainConfig(**SMALL), seed=seed).sae.W_dec for seed in (0, 0, 1)]
+    assert torch.equal(runs[0], runs[1])
+    assert not torch.equal(runs[0], runs[2])
+
+
+@pytest.mark.parametrize("fast", [True, False])
+@pytest.mark.parametrize("step", [1, 37, 99])
+def test_an_interrupted_run_ends_bit_for_bit_as_if_it_had_not_stopped(tmp_path, step, fast):
+    config = TrainConfig(**SMALL, fast=fast, dead_after_tokens=300)
+    whole = train(batchtopk(), activations(), config)
+    half = batchtopk()
+    stop_at(half, step)
+    with pytest.raises(KeyboardInterrupt):
+        train(half, activations(), config, out=tmp_path / "run")
+    resumed = train(batchtopk(), activations(), config, out=tmp_path / "run")
+    for name, value in whole.sae.state_dict().items():
+        assert torch.equal(value, resumed.sae.state_dict()[name]), name
+    times = ("seconds",)
+    for a, b in zip(whole.history, resumed.history, strict=True):
+        assert {k: v for k, v in a.items() if k not in times} == {k: v for k, v in b.items() if k not in times}
+
+
+def test_a_finished_run_is_read_back_without_training(tmp_path, monkeypatch):
+    first = train(batchtopk(), activations(), TrainConfig(**SMALL), out=tmp_path)
+    monkeypatch.setattr("tutorial_sae.training._Run._update", lambda *_: pytest.fail("trained again"))
+    again = train(batchtopk(), activations(), TrainConfig(**SMALL), out=tmp_path)
+    assert torch.equal(first.sae.W_dec, again.sae.W_dec)
+    assert again.history == first.history
+    assert again.calibration == first.calibration
+
+
+def test_a_run_leaves_files_that_say_what_was_done(tmp_path):
+    result = train(batchtopk(), activations(), TrainConfig(**SMALL), out=tmp_path)
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert lines == result.history
+    assert lines[-1]["tokens"] == 6_400
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert config["variant"] == "batchtopk"
+    assert config["tokens"] == 6_400
+    assert config["model"] is None  # a bare tensor does not say
+    x = activations(32)
+    assert torch.equal(load_sae(tmp_path)(x), result.sae(x))
+
+
+def test_another_runs_folder_is_refused_and_left_alone(tmp_path):
+    train(batchtopk(), activations(), TrainConfig(**SMALL), out=tmp_path)
+    before = (tmp_path / "sae.safetensors").read_bytes()
+    with pytest.raises(ValueError, match="other settings"):
+        train(batchtopk(), activations(), TrainConfig(**SMALL | {"lr": 1e-3}), out=tmp_path)
+    assert (tmp_path / "sae.safetensors").read_bytes() == before
+
+
+@pytest.mark.parametrize("name", ["checkpoint/state.safetensors", "run.json"])
+def test_a_damaged_folder_is_named(tmp_path, name):
+    if name == "run.json":
+        train(batchtopk(), activations(), TrainConfig(**SMALL), out=tmp_path)
+    else:
+        half = batchtopk()
+        stop_at(half, 5)
+        with pytest.raises(KeyboardInterrupt):
+            train(half, activations(), TrainConfig(**SMALL), out=tmp_path)
+    path = tmp_path / name
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.raises(TutorialError, match="damaged"):
+        train(batchtopk(), activations(), TrainConfig(**SMALL), out=tmp_path)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_activations_that_are_not_finite_are_refused_by_batch_and_row(value, tmp_path):
+    x = activations(64)
+    sae = batchtopk()
+    sae.fit_normalization = lambda _: None  # type: ignore[method-assign]
+    x[10, 3] = value
+    with pytest.raises(ValueError, match=r"row \d+ of batch 0 is not finite"):
+        train(sae, x, TrainConfig(**SMALL), out=tmp_path)
+
+
+def test_a_loss_that_blows_up_stops_the_run():
+    with pytest.raises(TutorialError, match="lower the learning rate"):
+        train(VanillaSAE(D_IN, D_SAE, l1=1e38), activations(), TrainConfig(**SMALL | {"lr": 1e30}))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"tokens": 0}, "at least 1"),
+        ({"batch_size": 0}, "at least 1"),
+        ({"lr": 0.0}, "positive"),
+        ({"lr": math.nan}, "positive"),
+        ({"warmup": 0.9, "decay": 0.9}, "fractions"),
+        ({"batch_size": 5000, "tokens": 10_000}, "exceeds the 1024 activations"),
+    ],
+)
+def test_bad_settings_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        train(batchtopk(), activations(), TrainConfig(**SMALL | options))
+
+
+def test_width_of_activations_must_fit():
+    with pytest.raises(ValueError, match=r"width 16.* d_in=8"):
+        train(BatchTopKSAE(8, D_SAE, k=4), activations(), TrainConfig(**SMALL))
+
+
+def test_dead_window_is_two_percent_of_a_short_run():
+    assert train(batchtopk(), activations(), TrainConfig(**SMALL)).sae.dead_after_tokens == 128
+    assert train(batchtopk(), activations(), TrainConfig(**SMALL, dead_after_tokens=7)).sae.dead_after_tokens == 7
