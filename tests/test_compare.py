@@ -189,7 +189,7 @@ def test_highlighted_text_is_escaped_and_marks_its_peak():
     assert "a&amp;b" in html
     assert html.count("underline") == 1
     assert html.count("<span") == 2
-    with pytest.raises(ValueError, match="3 pieces .* 1 values"):
+    with pytest.raises(ValueError, match=r"3 pieces .* 1 values"):
         highlight(["a", "b", "c"], [1.0])
 
 

@@ -1,6 +1,7 @@
 """Evaluation against slow definitions, on a small random model: what is checked is arithmetic, not quality."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from tutorial_sae import ActivationStore, BatchTopKSAE, TopKSAE, TrainConfig, Va
 from tutorial_sae.metrics import PCA, Heldout
 
 HOOK = "blocks.3.hook_resid_post"
-SIZES = {"tokens": 600, "ce_tokens": 320, "context": 32}
+SIZES: dict[str, Any] = {"tokens": 600, "ce_tokens": 320, "context": 32}
 
 
 @pytest.fixture
@@ -94,7 +95,7 @@ def test_a_perfect_sae_has_no_error_and_a_deaf_one_all_of_it(gpt2, heldout, stor
     assert result.ce_increase == pytest.approx(0, abs=1e-4)
     deaf = VanillaSAE(store.d_in, 8, l1=0.0)
     with torch.no_grad():
-        deaf.b_enc -= 1e9
+        deaf.b_enc.sub_(1e9)
     result = evaluate(deaf, gpt2, heldout)
     assert (result.l0, result.dead) == (0, 1)
     assert result.fvu >= 1

@@ -77,7 +77,7 @@ def test_rows_hold_the_documents_in_order_with_separators(gpt2: Any, corpus: Pat
     stream: list[int] = []
     owners: list[int] = []
     for number, doc in mine.documents():
-        ids = gpt2.tokenizer(doc.text)["input_ids"]
+        ids = gpt2.tokenizer.encode(doc.text, add_special_tokens=False)
         stream += [*ids, 50256]
         owners += [number] * (len(ids) + 1)
     blocks = list(mine.rows(gpt2, 32, rows_at_once=7))

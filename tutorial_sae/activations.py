@@ -23,15 +23,14 @@ from typing import Any, NamedTuple
 import torch
 from jaxtyping import Float, Int
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from tutorial_sae.models import activations_at, check_hook, describe
-from tutorial_sae.runtime import atomic, cache_dir, digest, generator, lock, need_space, progress
+from tutorial_sae.runtime import cache_dir, digest, generator, lock, need_space, progress, save_tensors
 from tutorial_sae.text import Rows, Text
 
 NORM_FACTOR, NORM_TOKENS = 10, 50_000
-SHARD_TOKENS = 65_536
+SHARD_TOKENS = 51_200  # at least NORM_TOKENS, and on a slow laptop about a minute of work
 
 
 class Shard(NamedTuple):
@@ -104,6 +103,7 @@ class ActivationStore:
             "hook": self.hook,
             "text": [text.source, text.split, text.tokens, text.seed, text.identity],
             "context": context,
+            "rows per shard": self._rows_per_shard,
             "mask": [NORM_FACTOR, NORM_TOKENS] if norm_limit is None else norm_limit,
             # a store smaller than one shard has a norm limit of its own, so it never shares with a larger one
             "small": tokens if tokens < SHARD_TOKENS else None,
@@ -251,9 +251,7 @@ class ActivationStore:
             if not self._enough(ready):
                 for number, shard in enumerate(self._harvest(ready), start=len(ready)):
                     path = self.folder / f"shard-{number:05d}.safetensors"
-                    with atomic(path) as partial:
-                        tensors = {name: getattr(shard, name).contiguous() for name in shard._fields[:-1]}
-                        save_file(tensors, partial, {"notes": json.dumps(shard.notes)})
+                    save_tensors(path, {name: getattr(shard, name) for name in shard._fields[:-1]}, shard.notes)
                     ready.append(path)
         return ready
 
@@ -321,7 +319,7 @@ class ActivationStore:
     def _shard(self, rows: Rows, wanted: int, limit: float | None, last: bool, bar: Any) -> Shard:
         """Run the model on `rows`, a few at a time, until `wanted` activations are kept or the rows end."""
         special = torch.isin(rows.tokens, torch.tensor(self.card.special, dtype=torch.int32))
-        at_once = max(1, (16_384 if self.model.cfg.device == "cuda" else 2_048) // self.context_length)
+        at_once = max(1, (16_384 if str(self.model.cfg.device).startswith("cuda") else 2_048) // self.context_length)
         pieces: list[Tensor] = []
         norms: list[Tensor] = []
         for start in range(0, len(rows.tokens), at_once):

@@ -51,8 +51,8 @@ TIERS = {
         l1=_FULL.l1,
         harvest=_FULL.harvest,
         calibration=32 * 1024,
-        tokens_fvu=40_000,
-        tokens_ce=8_000,
+        tokens_fvu=30_000,
+        tokens_ce=6_000,
         config=_FULL.config,
     ),
     # for checks: small enough for CI, too small to quote

@@ -190,6 +190,20 @@ def write_json(path: Path, value: Any) -> None:
         partial.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
 
 
+def save_tensors(path: Path, tensors: dict[str, torch.Tensor], notes: Any = None) -> None:
+    """Write tensors, and `notes` as JSON in the file's header, to one safetensors file, atomically."""
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    plain = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
+    with atomic(path) as partial:
+        try:
+            save_file(plain, partial, None if notes is None else {"notes": json.dumps(notes)})
+        except SafetensorError as error:  # it hides the OSError that it met
+            full = any(sign in str(error) for sign in ("code: 28", "os error 28", "No space left"))
+            raise OSError(errno.ENOSPC if full else errno.EIO, str(error)) from error
+
+
 def need_space(folder: Path, bytes_needed: int, purpose: str) -> None:
     """Refuse before the work starts what the disk could not hold at its end."""
     free = shutil.disk_usage(folder).free

@@ -20,7 +20,6 @@ from typing import Any, NamedTuple
 import torch
 from jaxtyping import Float
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from tutorial_sae import sparse
@@ -32,7 +31,9 @@ from tutorial_sae.runtime import (
     digest,
     generator,
     progress,
+    save_tensors,
     versions,
+    write_json,
     writing,
 )
 from tutorial_sae.saes import SAE, BatchTopKSAE, load_sae
@@ -224,9 +225,7 @@ class _Run:
         for name, parameter in self.sae.named_parameters():
             tensors |= {f"adam.{key}.{name}": value for key, value in self.adam.state[parameter].items()}
         notes = {"step": self.step, "seconds": self.seconds, "key": self.key, "history": self.history}
-        plain = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
-        with atomic(self.folder / "checkpoint" / "state.safetensors") as partial:
-            save_file(plain, partial, {"notes": json.dumps(notes)})
+        save_tensors(self.folder / "checkpoint" / "state.safetensors", tensors, notes)
         self._write_metrics(self.folder)
 
     def _write_metrics(self, folder: Path) -> None:
@@ -277,8 +276,7 @@ class _Run:
         self._write_metrics(self.folder)
         calibration = self.calibration._asdict() if self.calibration else None
         notes = {"key": self.key, "seconds": self.seconds, "calibration": calibration, "train": asdict(self.config)}
-        with atomic(self.folder / "run.json") as partial:
-            partial.write_text(json.dumps(notes, indent=1), encoding="utf-8")
+        write_json(self.folder / "run.json", notes)
         with writing(self.folder):
             (self.folder / "checkpoint" / "state.safetensors").unlink(missing_ok=True)
 

@@ -17,10 +17,9 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from einops import pack, unpack
 from jaxtyping import Bool, Float
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from tutorial_sae.runtime import atomic, generator, unknown, write_json
+from tutorial_sae.runtime import generator, save_tensors, unknown, write_json
 
 NORMALIZATIONS = ("dataset", "token", "none")
 
@@ -246,8 +245,7 @@ class SAE(nn.Module):
     def save(self, path: str | Path) -> None:
         """Write `sae.safetensors` and `config.json` into the folder `path`."""
         folder = Path(path)
-        with atomic(folder / "sae.safetensors") as partial:
-            save_file({name: tensor.contiguous() for name, tensor in self.state_dict().items()}, partial)
+        save_tensors(folder / "sae.safetensors", self.state_dict())
         write_json(folder / "config.json", self.config)
 
     def extra_repr(self) -> str:

@@ -1,0 +1,58 @@
+"""What the README says is what was measured, and its commands are those that CI runs."""
+
+import json
+import re
+from pathlib import Path
+
+from benchmarks import readme
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_results_in_the_readme_are_the_committed_ones():
+    assert readme.section() in README
+
+
+def test_the_figure_is_there():
+    for name in re.findall(r"!\[[^\]]+\]\(([^)]+)\)", README):
+        assert (ROOT / name).is_file(), name
+
+
+def test_two_seeds_are_committed_with_hardware_and_sizes():
+    for seed in (0, 1):
+        meta = readme.load(seed)["meta"]
+        assert meta["seed"] == seed
+        assert meta["tier"] == "cpu"
+        assert meta["hardware"]["processor"]
+        assert meta["tokens_seen"] > 900_000
+
+
+def test_files_named_in_the_readme_exist():
+    for name in re.findall(r"`((?:tutorial_sae|tests)/[\w/.]*)`", README):
+        assert (ROOT / name).exists(), name
+
+
+def test_there_are_exactly_two_commands_for_set_up():
+    commands = re.findall(r"^pip install -r requirements\.txt && (.+)$", README, re.MULTILINE)
+    assert commands == ["python -m tutorial_sae compare", "pytest"]
+
+
+def test_python_in_the_readme_runs_on_names_that_exist():
+    (code,) = re.findall(r"```python\n(.+?)```", README, re.DOTALL)
+    compiled = compile(code, "README.md", "exec")
+    import tutorial_sae
+
+    imported = re.findall(r"from tutorial_sae import (.+)", code)[0].split(", ")
+    assert all(hasattr(tutorial_sae, name) for name in imported)
+    assert compiled.co_names
+
+
+def test_quality_bars_hold_in_both_seeds():
+    """Held-out FVU and CE at k = 32, about a million tokens seen, and L0 under the threshold."""
+    for seed in (0, 1):
+        rows = {(row["variant"], row["cut"]): row for row in readme.load(seed)["rows"]}
+        for pair in (("topk", "row"), ("batchtopk", "threshold")):
+            assert rows[pair]["fvu"] <= 0.21, json.dumps(rows[pair])
+            assert rows[pair]["ce_increase"] <= 0.32, json.dumps(rows[pair])
+        assert abs(rows["batchtopk", "threshold"]["l0"] - 32) <= 3.2
