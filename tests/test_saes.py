@@ -350,6 +350,8 @@ def test_counts_hold_in_every_dtype(variant, training, cut, expected, dtype):
         assert int((latents > 0).sum()) == 3 * 40
     assert sae(x).dtype == dtype
     assert sae.tokens_since_fired.dtype == torch.int64
+    if variant == "batchtopk":
+        assert sae.threshold.dtype == torch.float32, "theta is compared in full precision"
 
 
 # --- loss ------------------------------------------------------------------------------------------------

@@ -103,7 +103,7 @@ class ActivationStore:
             "hook": self.hook,
             "text": [text.source, text.split, text.tokens, text.seed, text.identity],
             "context": context,
-            "rows per shard": self._rows_per_shard,
+            "rows": ["shuffled", self._rows_per_shard],
             "mask": [NORM_FACTOR, NORM_TOKENS] if norm_limit is None else norm_limit,
             # a store smaller than one shard has a norm limit of its own, so it never shares with a larger one
             "small": tokens if tokens < SHARD_TOKENS else None,
@@ -305,7 +305,7 @@ class ActivationStore:
         done = [_read(path, activations=False) for path in ready]
         limit = done[0].notes["norm_limit"] if done else self._given_limit
         kept = sum(len(shard.row) for shard in done)
-        blocks = self.text.rows(self.model, self.context_length, self._rows_per_shard)
+        blocks = self.text.rows(self.model, self.context_length, self._rows_per_shard, shuffle=True)
         blocks = itertools.islice(blocks, len(ready), None)
         following = next(blocks, None)
         with progress(self.wanted, f"harvesting {self.card.name} {self.hook}", unit="tok", done=kept) as bar:

@@ -89,7 +89,7 @@ class Heldout:
         self.hook = hook or self.card.hook
         self.store = ActivationStore(model, text, self.hook, tokens=tokens, context=context, norm_limit=norm_limit)
         self.mean, self.variance = _mean_and_variance(self.store)
-        blocks = text.rows(model, context, rows_at_once=max(1, ce_tokens // context))
+        blocks = text.rows(model, context, rows_at_once=max(1, ce_tokens // context), shuffle=True)
         self.tokens = next(blocks).tokens.long()
         special = torch.tensor(self.card.special)
         self.counted = ~torch.isin(self.tokens[:, 1:], special)  # targets that CE averages over

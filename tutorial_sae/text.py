@@ -12,7 +12,7 @@ import json
 import re
 import zipfile
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,7 +21,7 @@ from jaxtyping import Int32
 from torch import Tensor
 
 from tutorial_sae.models import describe
-from tutorial_sae.runtime import TutorialError, Wheel, digest, fetch, file_sha256, unknown
+from tutorial_sae.runtime import TutorialError, Wheel, digest, fetch, file_sha256, generator, unknown
 
 SPLITS = ("train", "calibration", "heldout")
 
@@ -44,7 +44,7 @@ class Rows(NamedTuple):
 
     tokens: Int32[Tensor, "rows context"]
     documents: Int32[Tensor, "rows context"]
-    sources: list[str]  # label of each document named in `documents`, in order of first use
+    sources: list[str]  # label of each document named in `documents`
     numbers: list[int]  # number in the corpus of each of those documents
 
 
@@ -80,8 +80,26 @@ class Text:
             )
         yield from sorted(mine, key=lambda pair: digest([self.seed, pair[0]]))
 
-    def rows(self, model: Any, context: int = 128, rows_at_once: int = 512) -> Iterator[Rows]:
-        """Blocks of up to `rows_at_once` rows for the tokenizer of `model`; the last row is filled or left out."""
+    def rows(self, model: Any, context: int = 128, rows_at_once: int = 512, *, shuffle: bool = False) -> Iterator[Rows]:
+        """Blocks of up to `rows_at_once` rows for the tokenizer of `model`; the last row is filled or left out.
+
+        With `shuffle`, the rows come from all over the corpus (a stream keeps its order), so that the first few are as
+        mixed as the whole: documents differ in length a thousandfold, and in order a handful of long ones can fill it.
+        """
+        if not shuffle or self.streamed:
+            yield from self._in_order(model, context, rows_at_once)
+            return
+        blocks = list(replace(self, tokens=None)._in_order(model, context, rows_at_once))
+        tokens = torch.cat([block.tokens for block in blocks])
+        documents = torch.cat([block.documents for block in blocks])
+        labels = {n: source for block in blocks for n, source in zip(block.numbers, block.sources, strict=True)}
+        order = torch.randperm(len(tokens), generator=generator(self.seed, "rows"))
+        order = order if self.tokens is None else order[: max(1, self.tokens // context)]
+        for part in order.split(rows_at_once):
+            numbers = documents[part].unique().tolist()
+            yield Rows(tokens[part], documents[part], [labels[number] for number in numbers], numbers)
+
+    def _in_order(self, model: Any, context: int, rows_at_once: int) -> Iterator[Rows]:
         if context < 2:
             raise ValueError(f"context={context} leaves no room for text after BOS: choose at least 2")
         card = describe(model)

@@ -91,7 +91,7 @@ class Recipe(NamedTuple):
     config: TrainConfig
 
 
-RECIPES = {"smollm2-135m": Recipe(d_sae=2304, k=32, l1=2.3, harvest=200_000, config=TrainConfig())}
+RECIPES = {"smollm2-135m": Recipe(d_sae=2304, k=32, l1=2.1, harvest=200_000, config=TrainConfig())}
 
 
 class TrainResult(NamedTuple):
