@@ -375,3 +375,15 @@ def test_progress_is_silent_inside_a_notebook(monkeypatch: pytest.MonkeyPatch, c
     assert "counting" in run()
     monkeypatch.setitem(sys.modules, "ipykernel", SimpleNamespace())  # type: ignore[arg-type]
     assert run() == ""
+
+
+def test_a_full_disk_is_named_although_safetensors_hides_it(tmp_path, monkeypatch):
+    from safetensors import SafetensorError
+
+    def full(*_, **__):
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr("safetensors.torch.save_file", full)
+    with pytest.raises(TutorialError, match="disk is full"):
+        runtime.save_tensors(tmp_path / "x.safetensors", {"a": torch.zeros(2)})
+    assert not list(tmp_path.iterdir())

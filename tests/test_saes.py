@@ -658,3 +658,10 @@ def test_a_cut_the_variant_does_not_know_is_named_with_one_it_does(variant, cut,
         with pytest.raises(ValueError, match=cut) as error:
             use(x, cut=cut)
         assert choice in str(error.value)
+
+
+def test_no_tokens_give_no_codes_in_either_mode():
+    sae = BatchTopKSAE(4, 8, k=2)
+    sae.threshold.fill_(0.5)
+    for mode in (True, False):
+        assert sae.train(mode).encode(torch.zeros(3, 0, 4)).shape == (3, 0, 8)

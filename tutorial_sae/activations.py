@@ -125,7 +125,7 @@ class ActivationStore:
         return self._length
 
     def __getitem__(self, index: int | slice | Sequence[int] | Tensor) -> Float[Tensor, "*n d_in"]:
-        """float32 activations in the order of the text: a number, a slice, or a list or tensor of numbers."""
+        """float32 activations in the order of the store: a number, a slice, or a list or tensor of numbers."""
         self._needs_disk("store[...]")
         if self._fits():
             return self._memory()[index].float()

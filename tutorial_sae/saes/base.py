@@ -50,6 +50,8 @@ def keep_row(z: Float[Tensor, "tokens latents"], k: int) -> Float[Tensor, "token
 
 def keep_batch(z: Float[Tensor, "tokens latents"], k: int | float) -> Float[Tensor, "tokens latents"]:
     """The floor(k * tokens) largest positive entries of the whole matrix: the row cut of one very long row."""
+    if len(z) == 0:
+        return z
     return keep_row(z.reshape(1, -1), budget_of(k, len(z))).view_as(z)
 
 
