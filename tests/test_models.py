@@ -294,7 +294,7 @@ def test_an_incomplete_folder_is_a_sentence(gpt2_folder: Path, tmp_path: Path, m
 
 
 def test_a_tokenizer_without_special_tokens_is_refused():
-    model = ToyModel()
+    model: Any = ToyModel()
     model.tokenizer = SimpleNamespace(get_vocab=dict, bos_token_id=None, eos_token_id=None, all_special_ids=[])
     with pytest.raises(ValueError, match="no BOS, EOS"):
         describe(model)

@@ -41,25 +41,25 @@ def _axes(alt: str, columns: int = 1, width: float = 4.4, height: float = 3.4) -
     for axis in axes:
         axis.spines[["top", "right"]].set_visible(False)
         axis.grid(alpha=0.25, linewidth=0.6)
+        axis.set_axisbelow(True)
     return figure, axes
 
 
 def frontier(rows: Sequence[Mapping[str, Any]]) -> Any:
-    """FVU and CE increase against L0: one point for each SAE and cut. Lower and further left is better."""
-    figure, axes = _axes(
-        "Error against L0, one point for each SAE and cut; the table above has the numbers.", columns=2
+    """FVU and CE increase against L0: one point for each SAE and cut, without PCA, which would be off the chart."""
+    figure, axes = _axes("Error against L0, one point for each SAE and cut; the table has the numbers.", columns=2)
+    panels = (
+        ("fvu", "fraction of variance unexplained", "What is lost"),
+        ("ce_increase", "CE increase (nats per token)", "What it costs the language model"),
     )
-    for axis, key, label in (
-        (axes[0], "fvu", "fraction of variance unexplained"),
-        (axes[1], "ce_increase", "CE increase (nats per token)"),
-    ):
+    for axis, (key, label, title) in zip(axes, panels, strict=True):
         for row in rows:
-            name = f"{NAMES[row['variant']]}, {row['cut']}"
-            style = {"color": COLOURS[row["variant"]], "marker": MARKERS[row["cut"]], "s": 55}
-            axis.scatter(row["l0"], row[key], label=name, edgecolor="white", zorder=3, **style)
-        axis.set(xlabel="L0 (latents per token)", ylabel=label, title=f"{label[0].upper()}{label[1:]}")
-        axis.set_ylim(bottom=0)
-        axis.set_xlim(left=0)
+            if row["variant"] != "pca":
+                style = {"color": COLOURS[row["variant"]], "marker": MARKERS[row["cut"]], "s": 70, "alpha": 0.85}
+                name = f"{NAMES[row['variant']]}, cut: {row['cut']}"
+                axis.scatter(row["l0"], row[key], label=name, edgecolor="white", zorder=3, **style)
+        axis.set(xlabel="L0 (latents per token)", ylabel=label, title=title)
+        axis.margins(0.2)
     axes[1].legend(fontsize=8, frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
     return figure
 
