@@ -79,9 +79,9 @@ def epoch(store: ActivationStore, n: int) -> list[Tensor]:
 
 
 def harvest(text: Text) -> Tensor:
-    """What the toy model says on the whole split, without special tokens, in the order of the text."""
+    """What the toy model says on the whole split, without special tokens, in the order of the rows."""
     model = ToyModel()
-    rows = torch.cat([rows.tokens for rows in text.rows(model, CONTEXT)])
+    rows = torch.cat([rows.tokens for rows in text.rows(model, CONTEXT, shuffle=True)])
     values = model.run_with_cache(rows.long(), HOOK, 3)[1][HOOK]
     return values[~torch.isin(rows, torch.tensor([0, 1]))]
 
@@ -115,7 +115,7 @@ def test_activations_are_those_of_the_model_at_the_place_that_context_names(gpt2
 def test_context_and_place_agree_with_the_values(toy: ToyModel, numbers: Text, small_shards: None):
     store = make(toy, numbers, 1000)
     owner = {int(word): number for number, doc in numbers.documents() for word in doc.text.split()}
-    rows = torch.cat([rows.tokens for rows in numbers.rows(toy, CONTEXT)])
+    rows = torch.cat([rows.tokens for rows in numbers.rows(toy, CONTEXT, shuffle=True)])
     for i in range(0, 1000, 37):
         place, (row, position) = store.context(i), store.place(i)
         token = place.tokens[place.position]
@@ -125,7 +125,7 @@ def test_context_and_place_agree_with_the_values(toy: ToyModel, numbers: Text, s
         assert place.document == owner[token]
 
 
-def test_activations_are_in_the_order_of_the_text(toy: ToyModel, numbers: Text, everything: Tensor, small_shards: None):
+def test_activations_are_in_the_order_of_the_rows(toy: ToyModel, numbers: Text, everything: Tensor, small_shards: None):
     assert torch.equal(make(toy, numbers, 1000)[:], everything[:1000])
 
 
@@ -170,7 +170,7 @@ def test_special_tokens_and_long_vectors_are_left_out(gpt2: Any, corpus: Path):
     try:
         with torch.no_grad():
             weight[outlier] *= 1000
-        rows = torch.cat([rows.tokens for rows in text.rows(gpt2, CONTEXT)]).long()
+        rows = torch.cat([rows.tokens for rows in text.rows(gpt2, CONTEXT, shuffle=True)]).long()
         values = activations_at(gpt2, rows, hook)
         with pytest.warns(UserWarning, match="fewer than"):
             store = ActivationStore(gpt2, text, hook, tokens=4096, context=CONTEXT)
@@ -204,7 +204,7 @@ def test_the_limit_comes_from_the_first_tokens_only(numbers: Text, small_shards:
     monkeypatch.setattr(activations, "NORM_TOKENS", 100)
     model = Growing()
     store = make(model, numbers, 1500)
-    rows = torch.cat([rows.tokens for rows in numbers.rows(model, CONTEXT)]).long()
+    rows = torch.cat([rows.tokens for rows in numbers.rows(model, CONTEXT, shuffle=True)]).long()
     norms = model.run_with_cache(rows, HOOK, 3)[1][HOOK].norm(dim=-1).flatten().tolist()
     first = [norm for norm, token in zip(norms[:100], rows.flatten().tolist(), strict=False) if token > 1]
     limit = 10 * statistics.median_low(first)
@@ -408,6 +408,19 @@ def test_a_larger_store_made_later_leaves_an_open_one_right(
     make(toy, long_text, 15_000)
     assert torch.equal(open_store[:], expected)
     assert multiset(torch.cat(epoch(open_store, 100))) == multiset(expected)
+
+
+def test_a_store_that_grows_keeps_its_limit(
+    numbers: Text, small_shards: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    model = Growing()
+    small = make(model, numbers, 300)
+    grown = make(model, numbers, 1000)
+    monkeypatch.setenv("TUTORIAL_SAE_CACHE", str(tmp_path / "another cache"))
+    fresh = make(model, numbers, 1000)
+    assert small.norm_limit == grown.norm_limit == fresh.norm_limit
+    assert torch.equal(grown[:], fresh[:])
+    assert grown.dropped == fresh.dropped
 
 
 def truncate(path: Path) -> None:

@@ -161,6 +161,36 @@ def test_the_same_seed_gives_the_same_rows_and_another_seed_others(corpus: Path,
     assert not torch.equal(first[:10], other[:10])
 
 
+@pytest.mark.parametrize("tokens", [None, 320])
+def test_shuffled_rows_are_the_same_rows_from_all_over_the_corpus(tmp_path: Path, tokens: int | None):
+    source = write_jsonl(tmp_path / "x.jsonl", toy_documents())
+    mine = load_text(source, tokens=tokens)
+
+    def numbered(corpus: Text, **options: Any) -> list[tuple[list[int], list[int], list[str]]]:
+        """Each row with its document numbers and their labels."""
+        found = []
+        for rows in corpus.rows(TOY, 16, rows_at_once=7, **options):
+            label = dict(zip(rows.numbers, rows.sources, strict=True))
+            for row, owners in zip(rows.tokens.tolist(), rows.documents.tolist(), strict=True):
+                found.append((row, owners, [label[owner] for owner in owners]))
+        return found
+
+    ordered, shuffled = numbered(load_text(source)), numbered(mine, shuffle=True)
+    assert len(shuffled) == (len(ordered) if tokens is None else 20)
+    places = [ordered.index(row) for row in shuffled]
+    assert len(set(places)) == len(places)
+    # Twenty in order would lie within twenty of each other.
+    assert max(places[:20]) - min(places[:20]) > len(ordered) / 2
+    assert shuffled == numbered(mine, shuffle=True)
+    assert shuffled != numbered(load_text(source, tokens=tokens, seed=1), shuffle=True)
+
+
+def test_a_stream_is_not_shuffled(tmp_path: Path):
+    write_parquet(tmp_path / "x.parquet", toy_documents())
+    stream = load_text(f"hub:{tmp_path}")
+    assert torch.equal(all_rows(stream, shuffle=True), all_rows(stream))
+
+
 # -- the embedded corpus ----------------------------------------------------------------------------
 
 
