@@ -1,6 +1,10 @@
 """Sparse autoencoders for language-model activations: a course, and the small package under it."""
 
+import importlib.util
 import os
+
+if importlib.util.find_spec("torch") is None:
+    raise ModuleNotFoundError("tutorial_sae needs PyTorch, which is not installed: pip install -r requirements.txt")
 
 # Threads that spin while they wait slow each other down on a small machine. Read when PyTorch loads, so set before.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

@@ -62,7 +62,7 @@ def pick_dtype(dtype: torch.dtype | None, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if fast_bf16(device) else torch.float32
 
 
-def set_threads(count: int | None = None) -> int:
+def set_threads(count: int | str | None = None) -> int:
     """Set the number of CPU threads: `count`, else `TUTORIAL_SAE_THREADS`, else leave PyTorch's choice.
 
     Results on a CPU are reproducible at a fixed number of threads: sums are split among them.

