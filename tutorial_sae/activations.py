@@ -131,7 +131,7 @@ class ActivationStore:
             return self._memory()[index].float()
         if isinstance(index, int):
             return self[[range(len(self))[index]]][0]
-        wanted = torch.arange(len(self))[index] if isinstance(index, slice) else torch.as_tensor(index)
+        wanted = torch.arange(len(self))[index if isinstance(index, slice) else torch.as_tensor(index)]
         found = torch.empty(len(wanted), self.d_in)
         shard = torch.bucketize(wanted, self._ends, right=True)
         for number in shard.unique().tolist():
@@ -150,13 +150,19 @@ class ActivationStore:
         for epoch in itertools.count() if epochs is None else range(epochs):
             order = generator(self.seed, "batches", epoch)
             left = torch.empty(0, self.d_in, dtype=self.model.cfg.dtype)
+            made = 0
             for part in self._parts(order):
                 part = torch.cat([left, part]) if len(left) else part
                 shuffled = torch.randperm(len(part), generator=order)
                 whole = len(part) // n * n
-                for chosen in shuffled[:whole].split(n):
-                    yield part[chosen].float()
+                for start in range(0, whole, n):
+                    yield part[shuffled[start : start + n]].float()
+                    made += 1
                 left = part[shuffled[whole:]]
+            if not made:
+                raise ValueError(
+                    f"the text gave {len(left)} activations, too few for a batch of {n}: choose a smaller one"
+                )
 
     def sample(self, n: int) -> Float[Tensor, "n d_in"]:
         """`n` activations drawn without replacement, the same ones each time: those at `sample_indices(n)`."""
@@ -207,10 +213,11 @@ class ActivationStore:
     def _memory(self) -> Tensor:
         if self._cached is None:
             self._cached = torch.empty(len(self), self.d_in, dtype=self.model.cfg.dtype)
-            for end, path in zip(self._ends.tolist(), self._shards, strict=True):
-                activations = _read(path).activations
-                start = end - len(activations)
-                self._cached[start : min(end, len(self))] = activations[: len(self) - start]
+            start = 0
+            for number in range(len(self._shards)):
+                activations = self._trimmed(number)
+                self._cached[start : start + len(activations)] = activations
+                start += len(activations)
         return self._cached
 
     def _parts(self, order: torch.Generator) -> Iterator[Tensor]:
@@ -219,7 +226,7 @@ class ActivationStore:
             yield self._memory()
             return
         if self.stream:
-            source: Iterator[Tensor] = (shard.activations for shard in self._harvest([]))
+            source: Iterator[Tensor] = self._streamed()
         else:
             numbers = torch.randperm(len(self._shards), generator=order).tolist()
             source = (self._trimmed(number) for number in numbers)
@@ -233,9 +240,21 @@ class ActivationStore:
         if waiting:
             yield torch.cat(waiting)
 
+    def _streamed(self) -> Iterator[Tensor]:
+        left = self.wanted
+        for shard in self._harvest([]):
+            yield shard.activations[:left]
+            left -= min(left, len(shard.activations))
+        if left:
+            got = (
+                f"{self.text.source} gave {self.wanted - left:,} activations, fewer than the {self.wanted:,} asked for"
+            )
+            warnings.warn(f"{got}: each epoch is so much shorter", stacklevel=4)
+
     def _trimmed(self, number: int) -> Tensor:
-        activations = _read(self._shards[number]).activations
-        return activations[: len(activations) - max(0, int(self._ends[number]) - len(self))]
+        """What of a shard belongs to this store: a larger store may have added to the file since."""
+        start = int(self._ends[number - 1]) if number else 0
+        return _read(self._shards[number]).activations[: min(int(self._ends[number]), len(self)) - start]
 
     # -- the cache on disk ---------------------------------------------------------------------------
 

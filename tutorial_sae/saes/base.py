@@ -207,7 +207,7 @@ class SAE(nn.Module):
     @torch.no_grad()
     def fit_normalization(self, x: Float[Tensor, "*batch d_in"]) -> None:
         """Set the mean and the scale of `normalize="dataset"` from raw activations, so that E|x|^2 = d_in."""
-        rows = self._rows(x)[0].float()
+        rows = self._rows(x)[0].float().to(self.norm_mean.device)
         if self.normalize == "dataset":
             self.norm_mean.copy_(rows.mean(dim=0))
             scale = ((rows - self.norm_mean).square().sum(dim=-1).mean() / self.d_in).sqrt()
