@@ -315,7 +315,7 @@ def _hub(source: str) -> Iterator[Document]:
 
     _, name, *config = source.split(":")
     try:
-        options = {"name": config[0]} if config else {}
+        options: dict[str, Any] = {"name": config[0]} if config else {}
         stream = datasets.load_dataset(name, split="train", streaming=True, **options)
         for number, record in enumerate(stream):
             yield Document(_text_of(record, Path(source), f"row {number}"), name.split("/")[-1])
