@@ -144,7 +144,7 @@ def test_losses_are_the_negative_log_probability_of_the_next_token(case: Case):
     for row in range(rows):
         for position in range(length - 1):
             expected = -log_probabilities[row, position, case.tokens[row, position + 1]]
-            assert losses[row, position].item() == pytest.approx(expected.item(), rel=1e-4, abs=1e-4)
+            assert losses[row, position].item() == pytest.approx(expected.item(), rel=1e-5)
 
 
 def places(case: Case) -> list[str]:

@@ -133,7 +133,7 @@ class ActivationStore:
             return self[[range(len(self))[index]]][0]
         wanted = torch.arange(len(self))[index if isinstance(index, slice) else torch.as_tensor(index)]
         found = torch.empty(len(wanted), self.d_in)
-        shard = torch.bucketize(wanted, self._ends, right=True)
+        shard = torch.bucketize(wanted.contiguous(), self._ends, right=True)
         for number in shard.unique().tolist():
             mine = shard == number
             start = int(self._ends[number - 1]) if number else 0
