@@ -260,40 +260,35 @@ class ActivationStore:
 
     def _on_disk(self) -> list[Path]:
         """The shards of this store, harvested where they are missing, half-written or damaged."""
-        ready = self._whole_shards()
-        if self._enough(ready):
+        ready, enough = self._whole_shards()
+        if enough:
             return ready
         needed = max(0, self.wanted - SHARD_TOKENS * len(ready)) * self._bytes_each
         need_space(self.folder, needed, f"harvesting {self.wanted:,} activations")
         with lock(self.folder / ".lock"):
-            ready = self._whole_shards()
-            if not self._enough(ready):
+            ready, enough = self._whole_shards()
+            if not enough:
                 for number, shard in enumerate(self._harvest(ready), start=len(ready)):
                     path = self.folder / f"shard-{number:05d}.safetensors"
                     save_tensors(path, {name: getattr(shard, name) for name in shard._fields[:-1]}, shard.notes)
                     ready.append(path)
         return ready
 
-    def _whole_shards(self) -> list[Path]:
-        """Leading shards that can be read and that no later one needs to be rebuilt for."""
+    def _whole_shards(self) -> tuple[list[Path], bool]:
+        """Leading shards that can be read and need no rebuilding, and whether they are all that this store needs."""
         whole: list[Path] = []
-        for number in itertools.count():
-            path = self.folder / f"shard-{number:05d}.safetensors"
+        kept = 0
+        while True:
+            path = self.folder / f"shard-{len(whole):05d}.safetensors"
             if not path.exists() or (shard := _try_read(path)) is None:
-                break
-            enough = self._enough([*whole, path])
-            if len(shard.tokens) < self._rows_per_shard and not enough and not shard.notes["end"]:
-                break  # the last, partial shard of a smaller store: this one needs more of it
+                return whole, False
+            kept += len(shard.row)
+            enough = kept >= self.wanted or bool(shard.notes["end"])
+            if len(shard.tokens) < self._rows_per_shard and not enough:
+                return whole, False  # the last, partial shard of a smaller store: this one needs more of it
             whole.append(path)
             if enough:
-                break
-        return whole
-
-    def _enough(self, paths: list[Path]) -> bool:
-        if not paths:
-            return False
-        shards = [_read(path, activations=False) for path in paths]
-        return sum(len(shard.row) for shard in shards) >= self.wanted or bool(shards[-1].notes["end"])
+                return whole, True
 
     def _open(self, paths: list[Path]) -> None:
         shards = [_read(path, activations=False) for path in paths]

@@ -116,17 +116,15 @@ class Comparison:
 
     @cached_property
     def calibration(self) -> Tensor:
-        return self._other("calibration", self.tier.calibration)[:]
+        text, limit = load_text(split="calibration"), self.store.norm_limit
+        tokens = self.tier.calibration
+        return ActivationStore(self.model, text, self.tier.hook, tokens=tokens, norm_limit=limit)[:]
 
     @cached_property
     def heldout(self) -> Heldout:
         text, limit = load_text(split="heldout"), self.store.norm_limit
         sizes = {"tokens": self.tier.tokens_fvu, "ce_tokens": self.tier.tokens_ce}
         return Heldout(self.model, text, self.tier.hook, norm_limit=limit, **sizes)
-
-    def _other(self, split: str, tokens: int) -> ActivationStore:
-        text, limit = load_text(split=split), self.store.norm_limit
-        return ActivationStore(self.model, text, self.tier.hook, tokens=tokens, norm_limit=limit)
 
     # -- steps, each kept in a file ----------------------------------------------------------------
 
