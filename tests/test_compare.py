@@ -12,19 +12,21 @@ from tutorial_sae.compare import TIERS, Comparison, Tier, compare
 from tutorial_sae.latents import kind_of, latent_values, top_examples
 from tutorial_sae.report import cross_table, results_table
 from tutorial_sae.runtime import TutorialError
-from tutorial_sae.training import TrainConfig
+from tutorial_sae.training import Recipe, TrainConfig
 from tutorial_sae.widgets.highlight import highlight
 
 TINY = Tier(
-    hook="blocks.1.hook_resid_post",
-    d_sae=96,
-    k=4,
-    l1=2.0,
-    harvest=1_500,
+    Recipe(
+        d_sae=96,
+        k=4,
+        l1={"vanilla": 2.0, "gated": 2.0},
+        harvest=1_500,
+        config=TrainConfig(tokens=6_400, batch_size=128),
+    ),
+    "blocks.1.hook_resid_post",
     calibration=256,
     tokens_fvu=500,
     tokens_ce=256,
-    config=TrainConfig(tokens=6_400, batch_size=128),
 )
 
 
@@ -49,21 +51,22 @@ def test_results_have_the_promised_shape(finished):
         ("batchtopk", "threshold"),
         ("batchtopk", "row"),
         ("batchtopk", "batch"),
+        ("jumprelu", "own"),
     ]
     wanted = {"variant", "cut", "l0", "l0_p1", "l0_p50", "l0_p99", "fvu", "ce_increase", "loss_recovered_zero"}
     wanted |= {"loss_recovered_mean", "dead", "train_seconds", "tokens_per_second"}
     assert all(set(row) == wanted for row in results["rows"])
     meta = {"seed", "tokens_seen", "tokens_distinct", "tokens_fvu", "tokens_ce", "hardware", "versions"}
     assert meta <= set(results["meta"])
-    assert results["meta"]["tokens_distinct"] == TINY.harvest
+    assert results["meta"]["tokens_distinct"] == TINY.recipe.harvest
     assert results["meta"]["tokens_seen"] == 6_400
 
 
 def test_counts_are_what_the_cut_promises(finished):
     rows = {(row["variant"], row["cut"]): row for row in finished[1]["rows"]}
-    assert rows["topk", "row"]["l0_p99"] <= TINY.k
-    assert rows["batchtopk", "batch"]["l0"] == pytest.approx(TINY.k, abs=0.01)
-    assert rows["pca", "own"]["l0"] == TINY.k
+    assert rows["topk", "row"]["l0_p99"] <= TINY.recipe.k
+    assert rows["batchtopk", "batch"]["l0"] == pytest.approx(TINY.recipe.k, abs=0.01)
+    assert rows["pca", "own"]["l0"] == TINY.recipe.k
 
 
 def test_a_second_run_does_no_work_and_says_the_same(finished, monkeypatch, capsys):
@@ -150,7 +153,7 @@ def test_examples_hold_the_largest_values_in_their_contexts(finished):
     folder, _ = finished
     comparison = Comparison("ci", out=folder)
     sae, store = comparison._trained("batchtopk").sae, comparison.heldout.store
-    values = latent_values(sae, store, list(range(TINY.d_sae)))
+    values = latent_values(sae, store, list(range(TINY.recipe.d_sae)))
     torch.testing.assert_close(values, sae.encode(store[:]).detach())
     latent = int((values > 0).sum(dim=0).argmax())
     (examples,) = top_examples(sae, store, [latent], examples=3)

@@ -35,6 +35,8 @@ FLOORS = [
     "saes",
     "sparse",
     "threshold",
+    "measures",
+    "toy",
     "metrics",
     "training",
     "latents",
@@ -397,12 +399,32 @@ def test_one_line_above_a_limit_fails(tmp_path: Path, capsys: pytest.CaptureFixt
     file = tmp_path / path
     file.parent.mkdir(exist_ok=True)
     (tmp_path / "cli.py").touch()
-    file.write_text("\n" * limit)
+    file.write_text("x = 1\n" * limit)
     assert count_lines().main(tmp_path) == 0
     capsys.readouterr()
-    file.write_text("\n" * (limit + 1))
+    file.write_text("x = 1\n" * (limit + 1))
     assert count_lines().main(tmp_path) == 1
     assert f"{limit + 1} of {limit}  <- 1 too many" in capsys.readouterr().out
+
+
+def test_code_is_counted_and_explanations_are_not():
+    source = '''"""A module
+of two lines."""
+
+import os  # 1
+
+TEXT = """no docstring
+but a value"""  # 2 and 3
+
+
+def f(x):  # 4
+    """A docstring."""
+    # a comment
+    return (  # 5
+        x  # 6
+    )  # 7
+'''
+    assert count_lines().code_lines(source) == 7
 
 
 def test_an_empty_package_is_not_within_budget(tmp_path: Path):

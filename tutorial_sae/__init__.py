@@ -13,7 +13,7 @@ from tutorial_sae.activations import ActivationStore
 from tutorial_sae.metrics import evaluate
 from tutorial_sae.models import load_model
 from tutorial_sae.runtime import TutorialError, set_threads
-from tutorial_sae.saes import BatchTopKSAE, TopKSAE, VanillaSAE, load_sae
+from tutorial_sae.saes import BatchTopKSAE, GatedSAE, JumpReLUSAE, TopKSAE, VanillaSAE, load_sae
 from tutorial_sae.text import load_text
 from tutorial_sae.threshold import calibrate_threshold
 from tutorial_sae.training import TrainConfig, train
@@ -23,6 +23,8 @@ __version__ = "0.1.0"
 __all__ = [
     "ActivationStore",
     "BatchTopKSAE",
+    "GatedSAE",
+    "JumpReLUSAE",
     "TopKSAE",
     "TrainConfig",
     "TutorialError",

@@ -12,7 +12,6 @@ import shutil
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 from tutorial_sae.runtime import (
     TutorialError,
@@ -70,15 +69,16 @@ def _parser() -> argparse.ArgumentParser:
 
     compare = command("compare", _compare, "train the variants on real activations and compare them: the main job")
     compare.add_argument("--tier", default="cpu", help="cpu (default), or ci: a small run for checks")
+    compare.add_argument("--all", action="store_true", help="Gated too, which takes a few minutes more")
     compare.add_argument("--seed", type=int, default=0, help="initial directions and order of batches (default 0)")
     compare.add_argument("--out", help="folder of the run (default runs/compare-<key of the settings>)")
 
     train = command("train", _train, "train one SAE by a recipe")
     train.add_argument("recipe", nargs="?", default="smollm2-135m", help="the model (default smollm2-135m)")
     train.add_argument("--list", action="store_true", help="show the recipes and stop")
-    train.add_argument("--sae", default="batchtopk", help="vanilla, topk or batchtopk (default)")
-    train.add_argument("--k", type=float, help="latents per token (TopK, BatchTopK)")
-    train.add_argument("--l1", type=float, help="coefficient of the L1 penalty (vanilla)")
+    train.add_argument("--sae", default="batchtopk", help="vanilla, gated, topk, batchtopk (default) or jumprelu")
+    train.add_argument("--k", type=float, help="latents per token (TopK, BatchTopK), or the L0 aimed at (JumpReLU)")
+    train.add_argument("--l1", type=float, help="coefficient of the L1 penalty (vanilla, Gated)")
     train.add_argument("--d-sae", type=int, help="number of latents")
     train.add_argument("--tokens", type=int, help="activations seen in training")
     train.add_argument("--seed", type=int, default=0)
@@ -130,7 +130,7 @@ def _size(folder: Path) -> int:
 def _compare(options: argparse.Namespace) -> None:
     from tutorial_sae.compare import compare
 
-    compare(options.tier, seed=options.seed, out=options.out)
+    compare(options.tier, seed=options.seed, out=options.out, every_variant=options.all)
 
 
 def _train(options: argparse.Namespace) -> None:
@@ -154,10 +154,7 @@ def _train(options: argparse.Namespace) -> None:
     recipe = RECIPES[options.recipe]
     config = replace(recipe.config, tokens=recipe.config.tokens if options.tokens is None else options.tokens)
     config.check()
-    if options.sae == "vanilla":
-        settings: dict[str, Any] = {"l1": recipe.l1 if options.l1 is None else options.l1}
-    else:
-        settings = {"k": recipe.k if options.k is None else options.k}
+    settings = recipe.settings(options.sae, k=options.k, l1=options.l1)
     d_sae = recipe.d_sae if options.d_sae is None else options.d_sae
     key = digest([options.recipe, options.sae, d_sae, settings, config.tokens, options.seed])[:8]
     out = Path(options.out or Path("runs") / f"{options.recipe}-{options.sae}-{key}")

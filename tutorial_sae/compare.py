@@ -10,7 +10,7 @@ import json
 import sys
 import time
 from collections.abc import Callable
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,53 +23,47 @@ from tutorial_sae.metrics import PCA, EvalResult, Heldout, evaluate
 from tutorial_sae.models import EMBEDDED_WHEEL, load_model
 from tutorial_sae.report import cross_table, results_table, write_report
 from tutorial_sae.runtime import TutorialError, digest, generator, hardware, unknown, versions, write_json
-from tutorial_sae.saes import SAE, BatchTopKSAE, TopKSAE, VanillaSAE
+from tutorial_sae.saes import SAE, VARIANTS
 from tutorial_sae.text import load_text
-from tutorial_sae.training import RECIPES, TrainConfig, TrainResult, train
+from tutorial_sae.training import RECIPES, Recipe, TrainConfig, TrainResult, train
 
 
 class Tier(NamedTuple):
     """How large a comparison is."""
 
+    recipe: Recipe
     hook: str
-    d_sae: int
-    k: int
-    l1: float
-    harvest: int  # distinct activations trained on
     calibration: int  # activations, from documents of their own
     tokens_fvu: int
     tokens_ce: int
-    config: TrainConfig
 
 
-_FULL = RECIPES["smollm2-135m"]
 TIERS = {
-    "cpu": Tier(
-        hook="blocks.15.hook_resid_post",
-        d_sae=_FULL.d_sae,
-        k=_FULL.k,
-        l1=_FULL.l1,
-        harvest=_FULL.harvest,
-        calibration=32 * 1024,
-        tokens_fvu=30_000,
-        tokens_ce=6_000,
-        config=_FULL.config,
-    ),
+    "cpu": Tier(RECIPES["smollm2-135m"], "blocks.15.hook_resid_post", 32 * 1024, tokens_fvu=30_000, tokens_ce=6_000),
     # for checks: small enough for CI, too small to quote
     "ci": Tier(
-        hook="blocks.6.hook_resid_post",
-        d_sae=1152,
-        k=16,
-        l1=1.5,
-        harvest=24_000,
+        Recipe(
+            d_sae=1152,
+            k=16,
+            l1={"vanilla": 1.5, "gated": 1.5},
+            harvest=24_000,
+            config=TrainConfig(tokens=60_000, batch_size=512),
+        ),
+        "blocks.6.hook_resid_post",
         calibration=4_096,
         tokens_fvu=6_000,
         tokens_ce=1_500,
-        config=TrainConfig(tokens=60_000, batch_size=512),
     ),
 }
 # the cuts each SAE is measured with; the first is its own
-CUTS = {"vanilla": ("own",), "topk": ("row", "batch"), "batchtopk": ("threshold", "row", "batch")}
+CUTS = {
+    "vanilla": ("own",),
+    "gated": ("own",),
+    "topk": ("row", "batch"),
+    "batchtopk": ("threshold", "row", "batch"),
+    "jumprelu": ("own",),
+}
+EXTRA = ("gated",)  # with --all only
 EXAMPLE_LATENTS = 12
 MEASURED = (
     *("l0", "l0_p1", "l0_p50", "l0_p99", "fvu", "ce_increase"),
@@ -80,14 +74,16 @@ MEASURED = (
 class Comparison:
     """One comparison and its folder. What is costly is made when first needed, and not at all when files have it."""
 
-    def __init__(self, tier: str = "cpu", *, seed: int = 0, out: str | Path | None = None):
+    def __init__(self, tier: str = "cpu", *, seed: int = 0, out: str | Path | None = None, every_variant: bool = False):
         if tier not in TIERS:
             raise unknown("tier", tier, TIERS)
         self.name, self.tier, self.seed = tier, TIERS[tier], seed
+        self.recipe = self.tier.recipe
+        self.variants = [variant for variant in CUTS if every_variant or variant not in EXTRA]
         self.key = digest([tier, seed, self.tier, EMBEDDED_WHEEL.sha256, load_text().identity])[:8]
         self.folder = Path(out) if out else Path("runs") / f"compare-{self.key}"
         mark = self.folder / "compare.json"
-        if mark.exists() and self._read(mark).get("key") != self.key:
+        if mark.exists() and self.read(mark).get("key") != self.key:
             raise ValueError(
                 f"{self.folder} holds a comparison with other settings: choose another --out, or remove it"
             )
@@ -96,11 +92,11 @@ class Comparison:
     def run(self) -> dict[str, Any]:
         """Do what is not yet done, and give what `results.json` holds."""
         rows = self._pca()
-        for variant in CUTS:
+        for variant in self.variants:
             rows += self._variant(variant)
         results = {"meta": self._meta(), "rows": rows}
         write_json(self.folder / "results.json", results)
-        self._once("details", self._details)
+        write_json(self.folder / "details.json", self._details())
         return results
 
     # -- the shared stream -----------------------------------------------------------------------
@@ -112,7 +108,7 @@ class Comparison:
 
     @cached_property
     def store(self) -> ActivationStore:
-        return ActivationStore(self.model, load_text(), self.tier.hook, tokens=self.tier.harvest, seed=self.seed)
+        return ActivationStore(self.model, load_text(), self.tier.hook, tokens=self.recipe.harvest, seed=self.seed)
 
     @cached_property
     def calibration(self) -> Tensor:
@@ -132,9 +128,9 @@ class Comparison:
         path = self.folder / f"{name}.json"
         if not path.exists():
             write_json(path, make())
-        return self._read(path)
+        return self.read(path)
 
-    def _read(self, path: Path) -> Any:
+    def read(self, path: Path) -> Any:
         try:
             return json.loads(path.read_text(encoding="utf-8"))
         except (json.JSONDecodeError, UnicodeDecodeError) as error:
@@ -143,26 +139,18 @@ class Comparison:
     def _pca(self) -> list[dict[str, Any]]:
         def measure() -> list[dict[str, Any]]:
             start = time.perf_counter()
-            pca = PCA(self.store.sample(min(50_000, len(self.store))), self.tier.k)
+            pca = PCA(self.store.sample(min(50_000, len(self.store))), self.recipe.k)
             seconds = time.perf_counter() - start
             return self._rows(pca, [evaluate(pca, self.model, self.heldout)], seconds, None)
 
         return self._once("pca", measure)
 
-    def _sae(self, variant: str) -> SAE:
-        tier, sizes = self.tier, (self.store.d_in, self.tier.d_sae)
-        makers: dict[str, Callable[[], SAE]] = {
-            "vanilla": lambda: VanillaSAE(*sizes, l1=tier.l1, seed=self.seed),
-            "topk": lambda: TopKSAE(*sizes, k=tier.k, seed=self.seed),
-            "batchtopk": lambda: BatchTopKSAE(*sizes, k=tier.k, seed=self.seed),
-        }
-        return makers[variant]()
-
     def _trained(self, variant: str) -> TrainResult:
         # vanilla has no use for a threshold, so it does not wait for the calibration text to be harvested
         data = self.calibration if variant == "batchtopk" else None
-        folder = self.folder / variant
-        return train(self._sae(variant), self.store, self.tier.config, out=folder, calibration=data)
+        settings = self.recipe.settings(variant)
+        sae = VARIANTS[variant](self.store.d_in, self.recipe.d_sae, seed=self.seed, **settings)
+        return train(sae, self.store, self.recipe.config, out=self.folder / variant, calibration=data)
 
     def _variant(self, variant: str) -> list[dict[str, Any]]:
         def measure() -> list[dict[str, Any]]:
@@ -187,7 +175,7 @@ class Comparison:
 
     def _meta(self) -> dict[str, Any]:
         def describe() -> dict[str, Any]:
-            tier = self.tier
+            tier, recipe = self.tier, self.recipe
             return {
                 "tier": self.name,
                 "seed": self.seed,
@@ -195,17 +183,17 @@ class Comparison:
                 "model_note": "SmolLM2-135M-Instruct, dequantised from a 4-bit (Q4_1) file",
                 "dtype": self.store.card.dtype,
                 "hook": tier.hook,
-                "d_sae": tier.d_sae,
-                "k": tier.k,
-                "l1": tier.l1,
-                "tokens_seen": tier.config.steps * tier.config.batch_size,
+                "d_sae": recipe.d_sae,
+                "k": recipe.k,
+                "settings": {variant: recipe.settings(variant) for variant in CUTS},
+                "tokens_seen": recipe.config.steps * recipe.config.batch_size,
                 "tokens_distinct": len(self.store),
                 "tokens_fvu": len(self.heldout.store),
                 "tokens_ce": int(self.heldout.counted.sum()),
                 "tokens_calibration": len(self.calibration),
                 "dropped": self.store.dropped,
                 "ce_clean": self.heldout.clean,
-                "train": tier.config.__dict__,
+                "train": recipe.config.__dict__,
                 "hardware": hardware(),
                 "versions": versions("tutorial-sae", "torch", "transformer-lens", "transformers"),
             }
@@ -214,30 +202,36 @@ class Comparison:
 
     def _details(self) -> dict[str, Any]:
         """What the report shows beyond the table."""
-        saes = {variant: self._trained(variant) for variant in CUTS}
-        store = self.heldout.store
-        kinds = [kind_of(store.piece(i)) for i in range(len(store))]
-        counts: dict[str, list[int]] = {}
-        by_kind: dict[str, dict[str, float]] = {}
-        density = torch.zeros(0)
-        for variant, result in saes.items():
-            l0, density = _l0_and_density(result.sae, store)
-            counts[variant] = torch.bincount(l0).tolist()
-            members = {kind: torch.tensor([k == kind for k in kinds]) for kind in sorted(set(kinds))}
-            by_kind[variant] = {kind: float(l0[mine].double().mean()) for kind, mine in members.items()}
+        parts = {variant: self._once(f"{variant}/details", partial(self._detail, variant)) for variant in self.variants}
+        names = ("l0_counts", "l0_by_kind", "histories")
+        shown = {name: {variant: part[name] for variant, part in parts.items()} for name in names}
+        return shown | {"latents": self._once("latents", self._latents)}
+
+    @cached_property
+    def kinds(self) -> list[str]:
+        return [kind_of(self.heldout.store.piece(i)) for i in range(len(self.heldout.store))]
+
+    def _detail(self, variant: str) -> dict[str, Any]:
+        result = self._trained(variant)
+        l0, _ = _l0_and_density(result.sae, self.heldout.store)
+        members = {kind: torch.tensor([k == kind for k in self.kinds]) for kind in sorted(set(self.kinds))}
+        return {
+            "l0_counts": torch.bincount(l0).tolist(),
+            "l0_by_kind": {kind: float(l0[mine].double().mean()) for kind, mine in members.items()},
+            "histories": result.history,
+        }
+
+    def _latents(self) -> list[dict[str, Any]]:
+        sae, store = self._trained("batchtopk").sae, self.heldout.store
+        _, density = _l0_and_density(sae, store)
         live = ((density >= 1 / 5000) & (density <= 1 / 50)).nonzero().squeeze(1)
         drawn = live[torch.randperm(len(live), generator=generator(self.seed, "examples"))[:EXAMPLE_LATENTS]]
         chosen = sorted(drawn.tolist())
-        examples = top_examples(saes["batchtopk"].sae, store, chosen)
-        return {
-            "l0_counts": counts,
-            "l0_by_kind": by_kind,
-            "histories": {variant: result.history for variant, result in saes.items()},
-            "latents": [
-                {"index": index, "density": float(density[index]), "examples": [example._asdict() for example in mine]}
-                for index, mine in zip(chosen, examples, strict=True)
-            ],
-        }
+        examples = top_examples(sae, store, chosen)
+        return [
+            {"index": index, "density": float(density[index]), "examples": [example._asdict() for example in mine]}
+            for index, mine in zip(chosen, examples, strict=True)
+        ]
 
 
 @torch.no_grad()
@@ -250,16 +244,19 @@ def say(sentence: str) -> None:
     print(sentence, file=sys.stderr, flush=True)
 
 
-def compare(tier: str = "cpu", *, seed: int = 0, out: str | Path | None = None) -> dict[str, Any]:
+def compare(
+    tier: str = "cpu", *, seed: int = 0, out: str | Path | None = None, every_variant: bool = False
+) -> dict[str, Any]:
     """Run (or go on with) a comparison, print its table, write `results.json` and the report. Gives the results."""
-    comparison = Comparison(tier, seed=seed, out=out)
+    comparison = Comparison(tier, seed=seed, out=out, every_variant=every_variant)
     results = comparison.run()
     print(results_table(results["rows"]))
     print(f"\nTrained with one cut, cut by another:\n\n{cross_table(results['rows'])}\n")
-    report = comparison.folder / "report.html"
-    if not report.exists():
+    report, shown = comparison.folder / "report.html", comparison.folder / "report.json"
+    if not report.exists() or not shown.exists() or comparison.read(shown) != results:
         say("writing the report")
         write_report(comparison.folder)
+        write_json(shown, results)
     if tier == "ci":
         print("This was the small run for checks: its numbers are not for quoting.")
     print(f"Results: {comparison.folder / 'results.json'}")

@@ -3,6 +3,9 @@
     FVU             sum |x - x_hat|^2 / sum |x - mean|^2       raw units, one ratio for the whole held-out set
     L0              non-zero latents per token; also its spread, because BatchTopK spends unevenly
     CE increase     cross-entropy with x_hat spliced into the model, less without; nats per token
+    KL              KL(clean || spliced) of next-token distributions, nats per token; on request, for it costs as
+                    much again as the CE increase
+    shrinkage       gamma of arXiv 2404.16014: below 1, reconstructions are too short
     loss recovered  (CE_ablated - CE_sae) / (CE_ablated - CE_clean), with zero or with mean ablation
 
 One mask serves everywhere: tokens that the SAE was not trained on (special, or of outlying norm) are not
@@ -19,7 +22,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from tutorial_sae.activations import ActivationStore
-from tutorial_sae.models import activations_at, check_hook, describe, token_losses
+from tutorial_sae.measures import kl
+from tutorial_sae.models import activations_at, check_hook, describe, token_logits, token_losses
 from tutorial_sae.runtime import generator, progress
 from tutorial_sae.saes import SAE
 from tutorial_sae.text import Text
@@ -39,6 +43,8 @@ class EvalResult(NamedTuple):
     ce_increase: float  # nats per token
     loss_recovered_zero: float
     loss_recovered_mean: float
+    kl: float | None  # nats per token; None where it was not asked for
+    shrinkage: float
     dead: float  # fraction of latents silent on all tokens_fvu tokens
     tokens_fvu: int
     tokens_ce: int
@@ -111,6 +117,16 @@ class Heldout:
             rows[kept] = change(rows[kept].float()).to(rows.dtype)
         return spliced
 
+    def kl(self, activations: Float[Tensor, "rows pos d_in"]) -> float:
+        """Mean KL divergence of next-token distributions from the model's own, with `activations` at the hook."""
+        total = torch.zeros((), dtype=torch.float64)
+        sources = (self.tokens, self.activations, activations, self.counted)
+        parts = zip(*(source.split(CE_ROWS) for source in sources), strict=True)
+        for tokens, clean, changed, counted in parts:
+            logits = (token_logits(self.model, tokens, self.hook, part).cpu() for part in (clean, changed))
+            total += kl(*logits)[counted].double().sum()
+        return float(total / self.counted.sum())
+
     def ce(self, activations: Float[Tensor, "rows pos d_in"]) -> float:
         """Mean cross-entropy, nats per token, with `activations` at the hook point."""
         total = torch.zeros((), dtype=torch.float64)
@@ -133,11 +149,12 @@ def evaluate(
     tokens: int = 60_000,
     ce_tokens: int = 12_000,
     context: int = 128,
+    kl: bool = False,
 ) -> EvalResult:
     """Measure `sae` on held-out `text`: FVU, L0, density and dead latents on `tokens` activations, CE on `ce_tokens`.
 
     `cut` names another cut than the SAE's own in eval mode. A `Heldout` in place of the text is used as it is, so that
-    several SAEs share one harvest. The SAE's mode is kept.
+    several SAEs share one harvest. `kl=True` measures the KL divergence too. The SAE's mode is kept.
 
     Raises `ValueError` for an SAE of another model, hook point or weight processing, `RuntimeError` for a BatchTopK SAE
     without a threshold.
@@ -153,23 +170,26 @@ def evaluate(
             hook, limit = sae.metadata.get("hook"), (sae.metadata.get("mask") or {}).get("norm_limit")
             sizes = {"tokens": tokens, "ce_tokens": ce_tokens, "context": context}
             text = Heldout(model, text, hook, norm_limit=limit, **sizes)
-        return _evaluate(sae, text, cut)
+        return _evaluate(sae, text, cut, kl)
     finally:
         if isinstance(sae, SAE):
             sae.train(was_training)
 
 
-def _evaluate(sae: SAE | PCA, heldout: Heldout, cut: str | None) -> EvalResult:
+def _evaluate(sae: SAE | PCA, heldout: Heldout, cut: str | None, with_kl: bool) -> EvalResult:
     store = heldout.store
     device = sae.W_enc.device if isinstance(sae, SAE) else torch.device("cpu")
     fired = torch.zeros(sae.d_sae, dtype=torch.long)
     l0 = torch.zeros(len(store), dtype=torch.long)
-    squared_error = torch.zeros((), dtype=torch.float64)
+    squared_error, length, along = torch.zeros(3, dtype=torch.float64)
     # shuffled, so that a batch cut meets the mixture of text that it met in training
     for chosen in torch.randperm(len(store), generator=generator(0, "evaluate")).split(EVAL_BATCH):
         x = store[chosen].to(device)
         latents = sae.encode(x, cut)
-        squared_error += (x - sae.decode(latents, like=x)).double().square().sum().cpu()
+        c, c_hat = x - heldout.mean.to(device), sae.decode(latents, like=x) - heldout.mean.to(device)
+        squared_error += (c - c_hat).double().square().sum().cpu()
+        length += c_hat.double().square().sum().cpu()
+        along += (c_hat.double() * c.double()).sum().cpu()
         on = (latents != 0).cpu()
         fired += on.sum(dim=0)
         l0[chosen] = on.sum(dim=1)
@@ -178,7 +198,8 @@ def _evaluate(sae: SAE | PCA, heldout: Heldout, cut: str | None) -> EvalResult:
         x = x.to(device)
         return sae.decode(sae.encode(x, cut), like=x).cpu()
 
-    ce = heldout.ce(heldout.spliced(reconstruct))
+    spliced = heldout.spliced(reconstruct)
+    ce = heldout.ce(spliced)
     p1, p50, p99 = torch.quantile(l0.float(), torch.tensor([0.01, 0.5, 0.99])).tolist()
     return EvalResult(
         cut=cut or sae.cut,
@@ -191,6 +212,8 @@ def _evaluate(sae: SAE | PCA, heldout: Heldout, cut: str | None) -> EvalResult:
         ce_increase=ce - heldout.clean,
         loss_recovered_zero=(heldout.zero - ce) / (heldout.zero - heldout.clean),
         loss_recovered_mean=(heldout.mean_ablated - ce) / (heldout.mean_ablated - heldout.clean),
+        kl=heldout.kl(spliced) if with_kl else None,
+        shrinkage=float(length / along),
         dead=float((fired == 0).double().mean()),
         tokens_fvu=len(store),
         tokens_ce=int(heldout.counted.sum()),

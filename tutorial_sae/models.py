@@ -175,13 +175,13 @@ def activations_at(model: Any, tokens: Int[Tensor, "rows pos"], hook: str) -> Fl
 
 
 @torch.no_grad()
-def token_losses(
+def token_logits(
     model: Any,
     tokens: Int[Tensor, "rows pos"],
     hook: str | None = None,
     activations: Float[Tensor, "rows pos d_in"] | None = None,
-) -> Float[Tensor, "rows pos-1"]:
-    """Cross-entropy of each next token in nats, with `activations` put in place of what `hook` held.
+) -> Float[Tensor, "rows pos-1 vocab"]:
+    """The logits of each next token, in float32, with `activations` put in place of what `hook` held.
 
     In the residual stream the layers below the hook point are skipped, for their result would be overwritten; what
     comes out is equal, bit for bit, to a full forward pass with a hook.
@@ -197,8 +197,19 @@ def token_losses(
         else:
             with _without_blocks(model, start):
                 logits = model(new, start_at_layer=start, return_type="logits")
+    return logits[:, :-1].float()
+
+
+def token_losses(
+    model: Any,
+    tokens: Int[Tensor, "rows pos"],
+    hook: str | None = None,
+    activations: Float[Tensor, "rows pos d_in"] | None = None,
+) -> Float[Tensor, "rows pos-1"]:
+    """Cross-entropy of each next token in nats, with `activations` put in place of what `hook` held."""
+    logits = token_logits(model, tokens, hook, activations)
     # flat: over transposed logits PyTorch sums in a cruder order, ten times less exact and slower
-    flat, targets = logits[:, :-1].float().flatten(0, 1), tokens[:, 1:].flatten()
+    flat, targets = logits.flatten(0, 1), tokens[:, 1:].flatten().to(logits.device)
     return torch.nn.functional.cross_entropy(flat, targets, reduction="none").view(len(tokens), -1)
 
 

@@ -11,6 +11,7 @@ that each latent's weights, and their gradient, are one contiguous row.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,10 +20,11 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from tutorial_sae.saes import SAE, BatchTopKSAE, Loss, TopKSAE, VanillaSAE
+from tutorial_sae.saes import SAE, BatchTopKSAE, GatedSAE, JumpReLUSAE, Loss, TopKSAE, VanillaSAE
 from tutorial_sae.saes import base as reference
+from tutorial_sae.saes.jumprelu import JumpReLU, Step
 
-MOST_KEPT = 16  # a vanilla SAE starts dense: while it keeps more than 1 entry in 16, dense products are faster
+MOST_KEPT = 16  # an SAE cut by `own` starts dense: while it keeps more than 1 entry in 16, dense products are faster
 
 _value_gradients = torch.ops.aten._embedding_bag_per_sample_weights_backward
 
@@ -34,9 +36,9 @@ class Kept(NamedTuple):
     values: Float[Tensor, " pairs"]
 
 
-def nonzero_above(z: Tensor, low: float) -> Tensor:
+def nonzero_above(z: Float[Tensor, "*shape"], low: Any) -> Int[Tensor, " pairs"]:
     """Flat indices of the entries above `low`; NumPy's search is several times faster than PyTorch's on a CPU."""
-    return torch.from_numpy(np.flatnonzero(z.detach().view(-1).numpy() > low))
+    return torch.from_numpy(np.flatnonzero(z.detach().numpy() > low))
 
 
 def keep_positive(z: Float[Tensor, "tokens latents"]) -> Kept:
@@ -49,7 +51,7 @@ def keep_row(z: Float[Tensor, "tokens latents"], k: int) -> Kept:
     cut = z.topk(k, dim=-1).values[:, -1:]
     chosen = (z >= cut) & (z > 0)
     if (chosen.sum(dim=-1) > k).any():  # ties
-        return keep_positive(reference.keep_row(z, k))
+        return keep_positive(reference.keep_row(z.relu(), k))
     index = torch.from_numpy(np.flatnonzero(chosen.numpy()))
     return Kept(index, z.view(-1)[index])
 
@@ -73,84 +75,142 @@ def keep_largest(z: Float[Tensor, "tokens latents"], budget: int, guess: float) 
     return Kept(index[keep], values[keep]), cut
 
 
-def _batch_cut(sae: BatchTopKSAE) -> Callable[[Tensor], Kept]:
-    def select(z: Tensor) -> Kept:
-        kept, sae.hint = keep_largest(z, reference.budget_of(sae.k, len(z)), sae.hint)
-        return kept
+class Pairs:
+    """The (token, latent) pairs that are kept: `row`, `latent`, and where in them each token starts."""
 
-    return select
+    def __init__(self, index: Int[Tensor, " pairs"], tokens: int, d_sae: int):
+        self.row, self.latent = index // d_sae, index % d_sae
+        self.start = torch.searchsorted(self.row, torch.arange(tokens))
+        self.tokens, self.d_sae = tokens, d_sae
+
+    @cached_property
+    def by_latent(self) -> tuple[Int[Tensor, " pairs"], Int[Tensor, " d_sae"]]:
+        """The pairs in the order of their latents, and where in it each latent starts: a weight's gradient is a bag."""
+        count = torch.bincount(self.latent, minlength=self.d_sae)
+        return torch.from_numpy(np.argsort(self.latent.numpy(), kind="stable")), count.cumsum(0) - count
+
+    def outer(
+        self, values: Float[Tensor, " pairs"], vectors: Float[Tensor, "tokens d_in"]
+    ) -> Float[Tensor, "d_sae d_in"]:
+        """For each latent the sum over its pairs of value times the token's vector."""
+        order, start = self.by_latent
+        return F.embedding_bag(self.row[order], vectors, start, mode="sum", per_sample_weights=values[order])
+
+    def at(self, parameter: Float[Tensor, " d_sae"]) -> Float[Tensor, " pairs"]:
+        return parameter.index_select(0, self.latent)
 
 
-_SELECT: dict[type[SAE], Callable[[Any], Callable[[Tensor], Kept]]] = {
-    VanillaSAE: lambda sae: keep_positive,
-    TopKSAE: lambda sae: lambda z: keep_row(z, sae.k),
-    BatchTopKSAE: _batch_cut,
-}
-
-
-class _Autoencode(torch.autograd.Function):
-    """x_hat and the kept values, from x and the weights; `select` turns z into the kept entries."""
+class _Encode(torch.autograd.Function):
+    """The kept entries of (x - b_dec) @ W_enc + bias, and where they are; `select` keeps them."""
 
     @staticmethod
     def forward(
-        ctx: Any,
-        x: Tensor,
-        W_enc: Tensor,
-        b_enc: Tensor,
-        W_dec: Tensor,
-        b_dec: Tensor,
-        select: Callable[[Tensor], Kept],
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        d_sae = W_dec.shape[0]
+        ctx: Any, x: Tensor, W_enc: Tensor, bias: Tensor, b_dec: Tensor, select: Callable[[Tensor], Kept]
+    ) -> tuple[Tensor, Pairs]:
         x = x - b_dec
-        z = torch.addmm(b_enc, x, W_enc).relu_()
-        index, values = select(z)
-        row, latent = index // d_sae, index % d_sae
-        start = torch.searchsorted(row, torch.arange(len(x)))
-        x_hat = F.embedding_bag(latent, W_dec, start, mode="sum", per_sample_weights=values) + b_dec
-        ctx.save_for_backward(x, W_enc, W_dec, row, latent, start, values)
-        ctx.mark_non_differentiable(index)
-        return x_hat, values, index
+        index, values = select(torch.addmm(bias, x, W_enc))
+        ctx.pairs = Pairs(index, len(x), len(bias))
+        ctx.save_for_backward(x, W_enc)
+        return values, ctx.pairs
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
-        g_hat, g_values, _ = grads
-        x, W_enc, W_dec, row, latent, start, values = ctx.saved_tensors
-        g = _value_gradients(g_hat, W_dec, latent, start, row, 0)
-        if g_values is not None:
-            g = g + g_values
-        # pairs in the order of their latents, so that each weight's gradient is one bag
-        order = torch.from_numpy(np.argsort(latent.numpy(), kind="stable"))
-        count = torch.bincount(latent, minlength=len(W_dec))
-        first, by_latent = count.cumsum(0) - count, row[order]
-        g_dec = F.embedding_bag(by_latent, g_hat, first, mode="sum", per_sample_weights=values[order])
-        g_enc = F.embedding_bag(by_latent, x, first, mode="sum", per_sample_weights=g[order])
-        g_b_enc = torch.zeros(len(W_dec)).index_add_(0, latent, g)
-        g_b_dec = g_hat.sum(dim=0) - W_enc @ g_b_enc
-        return None, g_enc.T, g_b_enc, g_dec, g_b_dec, None
+        g, pairs = grads[0], ctx.pairs
+        x, W_enc = ctx.saved_tensors
+        g_bias = torch.zeros(pairs.d_sae).index_add_(0, pairs.latent, g)
+        return None, pairs.outer(g, x).T, g_bias, -(W_enc @ g_bias), None
+
+
+class _Decode(torch.autograd.Function):
+    """x_hat, from the values of the kept pairs."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, W_dec: Tensor, b_dec: Tensor, pairs: Pairs) -> Tensor:
+        ctx.pairs = pairs
+        ctx.save_for_backward(values, W_dec)
+        return F.embedding_bag(pairs.latent, W_dec, pairs.start, mode="sum", per_sample_weights=values) + b_dec
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        g, pairs = grads[0], ctx.pairs
+        values, W_dec = ctx.saved_tensors
+        g_values = _value_gradients(g, W_dec, pairs.latent, pairs.start, pairs.row, 0)
+        if not ctx.needs_input_grad[1]:
+            return g_values, None, None, None
+        return g_values, pairs.outer(values, g), g.sum(dim=0), None
+
+
+# -- the variants --------------------------------------------------------------------------------
+
+
+def _select(sae: SAE) -> Callable[[Tensor], Kept]:
+    """What turns a matrix of pre-activations into the entries that a step needs."""
+    if isinstance(sae, BatchTopKSAE):
+
+        def by_batch(z: Tensor) -> Kept:
+            kept, sae.hint = keep_largest(z, reference.budget_of(sae.k, len(z)), sae.hint)
+            return kept
+
+        return by_batch
+    if isinstance(sae, TopKSAE):
+        return lambda z: keep_row(z, int(sae.k))
+    if isinstance(sae, JumpReLUSAE):
+        reference.check_theta(sae.threshold)
+        low = (sae.threshold - sae.bandwidth / 2).detach()  # entries just below theta matter for its gradient
+
+        def by_window(z: Tensor) -> Kept:
+            index = nonzero_above(z, low.numpy())
+            return Kept(index, z.view(-1)[index])
+
+        return by_window
+    return keep_positive
+
+
+def _terms(
+    sae: SAE, x_n: Float[Tensor, "tokens d_in"], z: Float[Tensor, " pairs"], pairs: Pairs
+) -> tuple[Float[Tensor, " pairs"], Float[Tensor, ""], Float[Tensor, ""]]:
+    """The latents at the kept pairs, the penalty, and the auxiliary loss that does not depend on the error."""
+    none = z.new_zeros(())
+    if isinstance(sae, VanillaSAE):
+        charged = z if sae.decoder_norm == "unit" else z * pairs.at(sae.W_dec.norm(dim=1))
+        return z, sae.l1 * charged.sum() / pairs.tokens, none
+    if isinstance(sae, GatedSAE):  # z is the open gate
+        latents = (pairs.at(sae.r_mag.exp()) * (z - pairs.at(sae.b_gate)) + pairs.at(sae.b_enc)).relu()
+        frozen = _Decode.apply(z, sae.W_dec.detach(), sae.b_dec.detach(), pairs)
+        return latents, sae.l1 * z.sum() / pairs.tokens, (x_n - frozen).square().sum(dim=-1).mean()
+    if isinstance(sae, JumpReLUSAE):
+        theta = pairs.at(sae.threshold)
+        l0 = Step.apply(z, theta, sae.bandwidth).sum() / pairs.tokens
+        return JumpReLU.apply(z, theta, sae.bandwidth), sae.price(l0), none
+    return z, none, none
 
 
 def suits(sae: SAE) -> bool:
     """Whether there is a fast path for this SAE where it is."""
-    return type(sae) in _SELECT and sae.W_enc.device.type == "cpu" and sae.W_enc.dtype == torch.float32
+    known = type(sae) in (VanillaSAE, GatedSAE, TopKSAE, BatchTopKSAE, JumpReLUSAE)
+    return known and sae.W_enc.device.type == "cpu" and sae.W_enc.dtype == torch.float32
 
 
 def loss(sae: SAE, x: Float[Tensor, "*batch d_in"]) -> Loss:
     """What `sae.loss(x)` gives in train mode, by the fast path; `backward` on its total leaves the same gradients."""
-    if isinstance(sae, VanillaSAE) and not 0 < sae.hint < sae.d_sae / MOST_KEPT:
+    own = not isinstance(sae, TopKSAE)
+    if own and not 0 < sae.hint < sae.d_sae / MOST_KEPT:
         result = sae.loss(x)
         sae.hint = float(result.l0)
         return result
     rows, _ = sae._rows(x)
     x_n, _, scale = sae._normalized(rows)
-    x_hat, values, index = _Autoencode.apply(x_n, sae.W_enc, sae.b_enc, sae.W_dec, sae.b_dec, _SELECT[type(sae)](sae))
-    error = x_n - x_hat
+    bias = sae.b_gate if isinstance(sae, GatedSAE) else sae.b_enc
+    z, pairs = _Encode.apply(x_n, sae.W_enc, bias, sae.b_dec, _select(sae))
+    latents, penalty, aux = _terms(sae, x_n, z, pairs)
+    error = x_n - _Decode.apply(latents, sae.W_dec, sae.b_dec, pairs)
     mse = error.square().sum(dim=-1).mean()
-    penalty = sae.l1 * values.sum() / len(rows) if isinstance(sae, VanillaSAE) else mse.new_zeros(())
-    fired = torch.zeros(sae.d_sae, dtype=torch.bool).index_fill_(0, index % sae.d_sae, True)
+    on = latents.detach() > 0
+    fired = torch.zeros(sae.d_sae, dtype=torch.bool).index_fill_(0, pairs.latent[on], True)
     sae.count_fired(fired, len(rows))
-    aux = sae.aux(x_n, error.detach())
-    l0 = torch.tensor(len(index) / len(rows))
-    if isinstance(sae, VanillaSAE):
-        sae.hint = float(l0)
+    if isinstance(sae, TopKSAE):
+        aux = sae.auxk(x_n, error.detach())
+    if own:
+        sae.hint = len(z) / len(rows)
+    l0 = on.sum() / len(rows)
     return Loss(mse + penalty + aux, mse, sae.fvu(rows, error.detach() * scale), l0, penalty, aux)

@@ -1,9 +1,10 @@
 """Training: one loop for every variant.
 
 A step is a batch, the loss, its gradient without what would only lengthen decoder rows, Adam, and decoder rows of
-length 1 again. The learning rate warms up and decays linearly; so does the sparsity penalty warm up, because at full
-strength from the start it kills latents before they have found a direction. With `out` the run leaves a folder that
-a later call, or `load_sae`, goes on from: `config.json`, `sae.safetensors`, `metrics.jsonl`, `checkpoint/`.
+length 1 again (unless the variant leaves them free). The learning rate warms up and decays linearly; so does the
+sparsity penalty warm up, because at full strength from the start it kills latents before they have found a direction.
+With `out` the run leaves a folder that a later call, or `load_sae`, goes on from: `config.json`, `sae.safetensors`,
+`metrics.jsonl`, `checkpoint/`.
 """
 
 from __future__ import annotations
@@ -12,7 +13,8 @@ import itertools
 import json
 import math
 import time
-from collections.abc import Iterator
+import warnings
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -32,15 +34,23 @@ from tutorial_sae.runtime import (
     generator,
     progress,
     save_tensors,
+    unknown,
     versions,
     write_json,
     writing,
 )
-from tutorial_sae.saes import SAE, BatchTopKSAE, load_sae
+from tutorial_sae.saes import SAE, BatchTopKSAE, TopKSAE, load_sae
 from tutorial_sae.threshold import Calibration, calibrate_threshold
 
 NORMALIZATION_TOKENS = 50_000
 CALIBRATION_BATCHES, CALIBRATION_BATCH = 32, 1024
+RESAMPLE_AT = (1 / 8, 1 / 4, 3 / 8, 1 / 2)  # of the run
+RESAMPLE_TOKENS = 32_768  # among which inputs that are badly reconstructed are looked for
+REVIVE = {
+    "none": "dead latents stay dead",
+    "auxk": "the auxiliary loss of TopK and BatchTopK (Gao et al. 2024): revives those that are outbid",
+    "resample": "dead latents start again at badly reconstructed inputs (Towards Monosemanticity, 2023)",
+}
 
 
 @dataclass(frozen=True)
@@ -55,6 +65,7 @@ class TrainConfig:
     decay: float = 0.2  # fraction of the run, at its end, over which it falls to 0
     penalty_warmup: float = 0.2  # fraction of the run over which the sparsity penalty rises
     dead_after_tokens: int | None = None  # None: 10 million or 2 % of the run, whichever is less
+    revive: str | None = None  # what is done for dead latents: see REVIVE; None: AuxK where a variant has it
     fast: bool = True  # train on the surviving entries where that is possible (sparse.py); False: the reference
     checkpoint_seconds: int | float = 30  # between two checkpoints, where there is a folder for them
 
@@ -67,6 +78,8 @@ class TrainConfig:
             raise ValueError(f"tokens={self.tokens}, batch_size={self.batch_size}: both must be at least 1")
         if not (0 < self.lr < math.inf):
             raise ValueError(f"lr={self.lr}: choose a positive number, such as {TrainConfig.lr}")
+        if self.revive not in (None, *REVIVE):
+            raise unknown("revive", self.revive, REVIVE)
         if min(self.warmup, self.decay, self.penalty_warmup) < 0 or self.warmup + self.decay > 1:
             raise ValueError("warmup, decay and penalty_warmup are fractions of the run; the first two share it")
 
@@ -86,12 +99,22 @@ class Recipe(NamedTuple):
 
     d_sae: int
     k: int
-    l1: float  # for vanilla: found by trying, so that L0 comes out near k
+    l1: dict[str, float]  # found by trying, so that L0 comes out near k
     harvest: int  # distinct activations
     config: TrainConfig
+    theta: float = 1.0  # where JumpReLU's thresholds start: near where they end, so that a short run gets there
+
+    def settings(self, variant: str, *, k: int | float | None = None, l1: int | float | None = None) -> dict[str, Any]:
+        """The arguments of a variant's constructor; `k` is the L0 that JumpReLU aims at."""
+        k = self.k if k is None else k
+        if variant in self.l1:
+            return {"l1": self.l1[variant] if l1 is None else l1}
+        return {"target_l0": k, "theta": self.theta} if variant == "jumprelu" else {"k": k}
 
 
-RECIPES = {"smollm2-135m": Recipe(d_sae=2304, k=32, l1=2.1, harvest=200_000, config=TrainConfig())}
+RECIPES = {
+    "smollm2-135m": Recipe(d_sae=2304, k=32, l1={"vanilla": 2.1, "gated": 1.5}, harvest=200_000, config=TrainConfig())
+}
 
 
 class TrainResult(NamedTuple):
@@ -129,7 +152,10 @@ def train(
         )
     sae.metadata.update(_origin(activations, config, seed))
     sae.dead_after_tokens = config.dead_after_tokens or min(10_000_000, max(1, config.tokens // 50))
+    resampling = _revive(sae, config) == "resample"
     run = _Run(sae, config, Path(out) if out is not None else None)
+    if resampling:
+        run.resample = lambda step: resample(sae, _sample(activations, RESAMPLE_TOKENS, seed), run.adam, step)
     if run.finished():
         finished = load_sae(run.folder)  # type: ignore[arg-type]
         sae.load_state_dict(finished.state_dict())
@@ -157,6 +183,7 @@ class _Run:
         self.sae, self.config, self.folder = sae, config, folder
         self.adam = torch.optim.Adam(sae.parameters(), lr=config.lr, betas=config.betas, fused=True)
         self.loss = sparse.loss if config.fast and sparse.suits(sae) else type(sae).loss
+        self.resample: Callable[[int], None] | None = None
         self.step = 0
         self.whole = True  # False in the middle of a step
         self.seconds = 0.0
@@ -198,8 +225,10 @@ class _Run:
         (loss.total - (1 - self.config.penalty_at(self.step)) * loss.penalty).backward()
         self.sae.project_decoder_grad()
         self.adam.step()
-        self.sae.normalize_decoder()
+        self.sae.constrain()
         self.step += 1
+        if self.resample and self.step in {round(part * self.config.steps) for part in RESAMPLE_AT}:
+            self.resample(self.step)
         self.whole = True
         return loss
 
@@ -208,6 +237,7 @@ class _Run:
         line = {"step": self.step, "tokens": self.step * self.config.batch_size, "seconds": round(self.seconds, 2)}
         line |= {name: float(value.detach()) for name, value in loss._asdict().items()} | {"dead": dead}
         if not math.isfinite(line["total"]):
+            self.whole = False  # and so no checkpoint
             raise TutorialError(
                 f"the loss is {line['total']} at step {self.step}: lower the learning rate (lr={self.config.lr}) or "
                 "look for extreme activations"
@@ -289,6 +319,57 @@ class _Run:
     def result(self, sae: SAE) -> TrainResult:
         rate = self.config.steps * self.config.batch_size / max(self.seconds, 1e-9)
         return TrainResult(sae, self.history, self.seconds, rate, self.calibration)
+
+
+# -- dead latents --------------------------------------------------------------------------------
+
+
+def _revive(sae: SAE, config: TrainConfig) -> str:
+    """What is done for dead latents, and set up for it."""
+    way = config.revive or ("auxk" if isinstance(sae, TopKSAE) and sae.aux_k else "none")
+    if way == "auxk" and not (isinstance(sae, TopKSAE) and sae.aux_k):
+        raise ValueError(f"revive='auxk' suits TopK and BatchTopK SAEs with aux_k > 0, and this is {sae}: 'resample'?")
+    if way != "auxk" and isinstance(sae, TopKSAE):
+        sae.aux_k = 0
+    if way != "none" and sae.dead_after_tokens > config.tokens:
+        warnings.warn(
+            f"dead_after_tokens={sae.dead_after_tokens:,} is longer than the run of {config.tokens:,} tokens: no latent"
+            f" will ever count as dead, and revive={way!r} does nothing; leave dead_after_tokens out, or lower it",
+            stacklevel=3,
+        )
+    return way
+
+
+@torch.no_grad()
+def resample(sae: SAE, x: Float[Tensor, "tokens d_in"], adam: torch.optim.Adam, seed: int) -> int:
+    """Let dead latents start again where `sae` fails, and forget what Adam knew of them; gives their number.
+
+    Inputs are drawn with probability proportional to their squared loss. Such an input, at length 1, becomes the
+    decoder's row; at 0.2 times the mean length of the living, the encoder's column; the bias becomes 0. Bricken et al.
+    2023, Towards Monosemanticity; unlike there, b_dec is taken off the input first, as the encoder does.
+    """
+    dead = sae.tokens_since_fired >= sae.dead_after_tokens
+    latents = dead.nonzero().squeeze(1)
+    if len(latents) == 0 or dead.all():
+        return 0
+    losses, inputs = [], []
+    for part in x.to(sae.W_enc.device).split(CALIBRATION_BATCH):
+        part_n = sae._normalized(part)[0]
+        kept = sae.keep(sae._pre(part_n), sae.cut)
+        losses.append((part_n - kept @ sae.W_dec - sae.b_dec).float().square().sum(dim=-1))
+        inputs.append(part_n - sae.b_dec)
+    loss = torch.cat(losses).cpu()
+    drawn = torch.multinomial(
+        loss.square(), len(latents), len(latents) > len(loss), generator=generator(seed, "resample")
+    )
+    directions = torch.nn.functional.normalize(torch.cat(inputs)[drawn.to(latents.device)], dim=1)
+    sae.restart(latents, directions, 0.2 * float(sae.W_enc.norm(dim=0)[~dead].mean()))
+    for name, parameter in sae.named_parameters():
+        if name != "b_dec":
+            for key in ("exp_avg", "exp_avg_sq"):
+                by_latent = adam.state[parameter][key]
+                (by_latent.T if name == "W_enc" else by_latent)[latents] = 0.0
+    return len(latents)
 
 
 # -- data ----------------------------------------------------------------------------------------

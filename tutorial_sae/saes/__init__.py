@@ -9,8 +9,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from tutorial_sae.runtime import unknown
-from tutorial_sae.saes.base import ORIGIN, SAE, Loss, keep_above, keep_batch, keep_row
+from tutorial_sae.saes.base import ORIGIN, SAE, Loss, check_theta, keep_above, keep_batch, keep_row
 from tutorial_sae.saes.batchtopk import BatchTopKSAE
+from tutorial_sae.saes.gated import GatedSAE
+from tutorial_sae.saes.jumprelu import JumpReLUSAE
 from tutorial_sae.saes.topk import TopKSAE
 from tutorial_sae.saes.vanilla import VanillaSAE
 
@@ -18,6 +20,8 @@ __all__ = [
     "SAE",
     "VARIANTS",
     "BatchTopKSAE",
+    "GatedSAE",
+    "JumpReLUSAE",
     "Loss",
     "TopKSAE",
     "VanillaSAE",
@@ -27,7 +31,9 @@ __all__ = [
     "load_sae",
 ]
 
-VARIANTS: dict[str, type[SAE]] = {variant.variant: variant for variant in (VanillaSAE, TopKSAE, BatchTopKSAE)}
+VARIANTS: dict[str, type[SAE]] = {
+    variant.variant: variant for variant in (VanillaSAE, GatedSAE, TopKSAE, BatchTopKSAE, JumpReLUSAE)
+}
 
 
 def load_sae(path: str | Path) -> SAE:
@@ -50,8 +56,13 @@ def load_sae(path: str | Path) -> SAE:
         settings = {name: config[name] for name in ("d_in", "d_sae", "normalize", *kind.settings)}
         sae = kind(settings.pop("d_in"), settings.pop("d_sae"), **settings)
         sae = sae.to(tensors["W_enc"].dtype)
+        if isinstance(sae, BatchTopKSAE):
+            sae.threshold = sae.threshold.expand(tensors["threshold"].shape).clone()  # one, or one for each latent
         sae.load_state_dict(tensors)
     except (KeyError, RuntimeError, TypeError) as error:
         raise ValueError(f"{folder}: config.json and sae.safetensors do not belong together ({error})") from error
+    theta = tensors.get("threshold")
+    if theta is not None and not (isinstance(sae, BatchTopKSAE) and theta.isnan().all()):
+        check_theta(theta)
     sae.metadata = {name: config.get(name) for name in ORIGIN}
     return sae.eval()

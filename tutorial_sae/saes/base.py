@@ -16,12 +16,14 @@ from typing import Any, ClassVar, NamedTuple
 
 import torch
 from einops import pack, unpack
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from tutorial_sae.runtime import generator, save_tensors, unknown, write_json
 
 NORMALIZATIONS = ("dataset", "token", "none")
+
+EXACT = ("norm_mean", "norm_scale", "threshold")  # float32 whatever the precision of the matrices
 
 # What a saved SAE says of its origin; null where unknown.
 ORIGIN = ("model", "fingerprint", "weight_processing", "hook", "mask", "data", "tokens", "seed", "versions")
@@ -68,6 +70,17 @@ def keep_above(
 ) -> Float[Tensor, "tokens latents"]:
     """The entries strictly above theta, one number for all latents or one for each."""
     return torch.where(z > theta, z, 0)
+
+
+def check_theta(theta: Float[Tensor, "*latents"]) -> None:
+    """Refuse a threshold that is not positive and finite, by the first latent that has one."""
+    bad = ~((theta > 0) & (theta < float("inf")))
+    if bad.any():
+        latent = int(bad.reshape(-1).nonzero()[0])
+        raise ValueError(
+            f"the threshold of latent {latent} is {theta.reshape(-1)[latent]:g}, and must be positive and finite: "
+            "train with a lower rate, or keep thresholds in float32 (in low precision a small one rounds to zero)"
+        )
 
 
 class SAE(nn.Module):
@@ -121,12 +134,17 @@ class SAE(nn.Module):
         """The latents: `z` with only the entries that `cut` keeps."""
         raise NotImplementedError
 
-    def penalty(self, latents: Float[Tensor, "tokens d_sae"]) -> Float[Tensor, ""]:
+    def penalty(self, z: Float[Tensor, "tokens d_sae"], latents: Float[Tensor, "tokens d_sae"]) -> Float[Tensor, ""]:
         """What sparsity adds to the loss, coefficient included."""
-        return latents.new_zeros(())
+        return z.new_zeros(())
 
-    def aux(self, x_n: Float[Tensor, "tokens d_in"], error: Float[Tensor, "tokens d_in"]) -> Float[Tensor, ""]:
-        """An auxiliary loss, in train mode, on the `error` that is left of normalised activations `x_n`."""
+    def aux(
+        self,
+        x_n: Float[Tensor, "tokens d_in"],
+        z: Float[Tensor, "tokens d_sae"],
+        error: Float[Tensor, "tokens d_in"],
+    ) -> Float[Tensor, ""]:
+        """An auxiliary loss of normalised activations `x_n`, of which `error` (detached) is not yet explained."""
         return error.new_zeros(())
 
     # -- encode, decode --------------------------------------------------------------------------
@@ -162,11 +180,10 @@ class SAE(nn.Module):
         latents = self._kept(z, cut)
         error = x_n.float() - (latents @ self.W_dec + self.b_dec).float()
         mse = error.square().sum(dim=-1).mean()
-        penalty, aux = self.penalty(latents), mse.new_zeros(())
         fired = latents.detach() > 0
         if self.training:
             self.count_fired(fired.any(dim=0), len(rows))
-            aux = self.aux(x_n, error.detach())
+        penalty, aux = self.penalty(z, latents), self.aux(x_n, z, error.detach())
         l0 = fired.sum(dim=-1).float().mean()
         return Loss(mse + penalty + aux, mse, self.fvu(rows, error.detach() * scale), l0, penalty, aux)
 
@@ -193,9 +210,13 @@ class SAE(nn.Module):
             mean, scale = x.mean(dim=-1, keepdim=True), x.std(dim=-1, keepdim=True) + 1e-5
         return ((x - mean) / scale).to(self.W_enc.dtype), mean, scale
 
-    def _pre(self, x_n: Float[Tensor, "tokens d_in"]) -> Float[Tensor, "tokens d_sae"]:
+    def _linear(self, x_n: Float[Tensor, "tokens d_in"], bias: Tensor | float = 0.0) -> Float[Tensor, "tokens d_sae"]:
         # (x - b_dec) @ W_enc, multiplied out: x itself needs no gradient then, which saves a large product per step
-        return (x_n @ self.W_enc + (self.b_enc - self.b_dec @ self.W_enc)).relu()
+        return x_n @ self.W_enc + (bias - self.b_dec @ self.W_enc)
+
+    def _pre(self, x_n: Float[Tensor, "tokens d_in"]) -> Float[Tensor, "tokens d_sae"]:
+        """The matrix that `keep` cuts."""
+        return self._linear(x_n, self.b_enc).relu()
 
     def _kept(self, z: Float[Tensor, "tokens d_sae"], cut: str | None) -> Float[Tensor, "tokens d_sae"]:
         if cut is not None and cut not in self.cuts:
@@ -229,12 +250,24 @@ class SAE(nn.Module):
         """Make the decoder's rows unit vectors; after the optimiser's step, so that what is saved has norm 1."""
         self.W_dec /= self.W_dec.norm(dim=1, keepdim=True)
 
+    def constrain(self) -> None:
+        """Bring the parameters back to where they are allowed to be: called after each step of the optimiser."""
+        self.normalize_decoder()
+
+    @torch.no_grad()
+    def restart(self, latents: Int[Tensor, " n"], directions: Float[Tensor, "n d_in"], norm: float) -> None:
+        """Give `latents` new unit `directions`: the decoder's rows, and at length `norm` the encoder's columns."""
+        self.W_dec[latents] = directions
+        self.W_enc.T[latents] = norm * directions
+        self.b_enc[latents] = 0.0
+        self.tokens_since_fired[latents] = 0
+
     def _apply(self, fn: Any, recurse: bool = True) -> SAE:
-        """`.to(bfloat16)` is for the matrices: the normalisation and a threshold stay in float32."""
-        exact = {name: buffer for name, buffer in self.named_buffers() if buffer.dtype == torch.float32}
+        """`.to(bfloat16)` is for the matrices: the normalisation and thresholds stay in float32."""
+        exact = {name: getattr(self, name).detach() for name in EXACT if hasattr(self, name)}
         super()._apply(fn, recurse)
-        for name, buffer in exact.items():
-            setattr(self, name, buffer.to(getattr(self, name).device))
+        for name, tensor in exact.items():
+            getattr(self, name).data = tensor.to(getattr(self, name).device)
         return self
 
     # -- files -----------------------------------------------------------------------------------

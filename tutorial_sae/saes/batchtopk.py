@@ -3,8 +3,8 @@
     training    f = BatchTopK(z, k)          loss = |x - x_hat|^2 + AuxK / 32
     inference   f = z where z > theta        theta = E[smallest entry kept in a batch], see `calibrate_threshold`
 
-In training a token's code depends on its neighbours in the batch; one calibrated threshold undoes that. Bussmann,
-Leask and Nanda 2024, arXiv 2412.06410, section 3.
+In training a token's code depends on its neighbours in the batch; one calibrated threshold undoes that, and makes it a
+JumpReLU SAE whose latents share theta. Bussmann, Leask and Nanda 2024, arXiv 2412.06410, section 3.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tutorial_sae.saes.base import keep_above
+from tutorial_sae.saes.jumprelu import JumpReLUSAE
 from tutorial_sae.saes.topk import TopKSAE
 
 
@@ -38,9 +39,23 @@ class BatchTopKSAE(TopKSAE):
     def keep(self, z: Float[Tensor, "tokens d_sae"], cut: str) -> Float[Tensor, "tokens d_sae"]:
         if cut != "threshold":
             return super().keep(z, cut)
-        if self.threshold.isnan():
+        self._check_calibrated()
+        return keep_above(z, self.threshold)
+
+    def _check_calibrated(self) -> None:
+        if self.threshold.isnan().any():
             raise RuntimeError(
                 "this BatchTopK SAE has no threshold yet: call calibrate_threshold(sae, activations) first, "
                 "or cut by batch (sae.train(), or cut='batch')"
             )
-        return keep_above(z, self.threshold)
+
+    @torch.no_grad()
+    def to_jumprelu(self) -> JumpReLUSAE:
+        """The same SAE as a JumpReLU SAE, theta copied to every latent: its codes are equal, bit for bit."""
+        self._check_calibrated()
+        other = JumpReLUSAE(self.d_in, self.d_sae, target_l0=self.k, normalize=self.normalize)
+        other = other.to(device=self.W_enc.device, dtype=self.W_enc.dtype)
+        state = self.state_dict()
+        other.load_state_dict(state | {"threshold": state["threshold"].expand(self.d_sae)})
+        other.metadata = dict(self.metadata)
+        return other.eval()

@@ -9,6 +9,8 @@ sections 2.3 and 2.4; aux_k = 512 and 1/32 as in Bussmann et al. 2024, section 2
 
 from __future__ import annotations
 
+from typing import Any
+
 from jaxtyping import Float
 from torch import Tensor
 
@@ -18,7 +20,8 @@ AUX_COEFFICIENT = 1 / 32
 
 
 class TopKSAE(SAE):
-    """`k`: latents per token. `dead_after_tokens`: silence after which a latent counts as dead; `train` sets it."""
+    """`k`: latents per token. `aux_k`: latents of AuxK, 0 for none. `dead_after_tokens`: silence after which a latent
+    counts as dead; `train` sets it."""
 
     variant = "topk"
     cuts = ("row", "batch")
@@ -32,10 +35,9 @@ class TopKSAE(SAE):
         k: int | float,
         aux_k: int = 512,
         dead_after_tokens: int = 10_000_000,
-        normalize: str = "dataset",
-        seed: int = 0,
+        **options: Any,
     ):
-        super().__init__(d_in, d_sae, normalize=normalize, seed=seed)
+        super().__init__(d_in, d_sae, **options)
         self.k, self.aux_k, self.dead_after_tokens = k, aux_k, dead_after_tokens
 
     @property
@@ -61,9 +63,17 @@ class TopKSAE(SAE):
             raise ValueError(f"k={self.k} is not whole, so no row can keep k entries: cut by batch, or set sae.k")
         return keep_row(z, int(self.k))
 
-    def aux(self, x_n: Float[Tensor, "tokens d_in"], error: Float[Tensor, "tokens d_in"]) -> Float[Tensor, ""]:
+    def aux(
+        self,
+        x_n: Float[Tensor, "tokens d_in"],
+        z: Float[Tensor, "tokens d_sae"],
+        error: Float[Tensor, "tokens d_in"],
+    ) -> Float[Tensor, ""]:
+        return self.auxk(x_n, error)
+
+    def auxk(self, x_n: Float[Tensor, "tokens d_in"], error: Float[Tensor, "tokens d_in"]) -> Float[Tensor, ""]:
         dead = (self.tokens_since_fired >= self.dead_after_tokens).nonzero().squeeze(1)
-        if len(dead) == 0:
+        if not self.training or self.aux_k == 0 or len(dead) == 0:
             return error.new_zeros(())
         z = ((x_n - self.b_dec) @ self.W_enc.index_select(1, dead) + self.b_enc.index_select(0, dead)).relu()
         revived = keep_row(z, min(self.aux_k, len(dead)))
