@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -67,6 +68,17 @@ def test_counts_are_what_the_cut_promises(finished):
     assert rows["topk", "row"]["l0_p99"] <= TINY.recipe.k
     assert rows["batchtopk", "batch"]["l0"] == pytest.approx(TINY.recipe.k, abs=0.01)
     assert rows["pca", "own"]["l0"] == TINY.recipe.k
+
+
+def test_all_adds_gated_to_a_finished_run_and_renews_the_report(finished, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(finished[0], folder)
+    before = {file: file.read_bytes() for file in folder.glob("*/eval.json")}
+    results = compare("ci", out=folder, every_variant=True)
+    assert ("gated", "own") in [(row["variant"], row["cut"]) for row in results["rows"]]
+    assert all(file.read_bytes() == old for file, old in before.items())
+    assert "Gated" not in (finished[0] / "report.html").read_text(encoding="utf-8")
+    assert "Gated" in (folder / "report.html").read_text(encoding="utf-8")
 
 
 def test_a_second_run_does_no_work_and_says_the_same(finished, monkeypatch, capsys):

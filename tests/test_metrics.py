@@ -52,6 +52,10 @@ def test_every_number_equals_its_definition(gpt2, heldout, trained):
     torch.testing.assert_close(result.density, (latents > 0).float().mean(dim=0))
     assert result.dead == pytest.approx(float(((latents > 0).sum(dim=0) == 0).double().mean()))
 
+    c, c_hat = x - x.mean(dim=0), x_hat - x.mean(dim=0)
+    assert result.shrinkage == pytest.approx(float(((c_hat**2).sum() / (c_hat * c).sum()).detach()), rel=1e-4)
+    assert result.kl is None, "not asked for"
+
     def by(replacement):
         def change(activations):
             ordinary = ~torch.isin(heldout.tokens, torch.tensor(gpt2.card.special))
@@ -167,3 +171,24 @@ def test_an_sae_of_another_width_is_refused(gpt2, heldout):
 def test_nothing_is_nan(gpt2, heldout, trained):
     numbers = evaluate(trained, gpt2, heldout).numbers()
     assert all(math.isfinite(value) for value in numbers.values() if isinstance(value, float))
+
+
+def test_kl_is_between_the_models_own_predictions_and_the_spliced_ones(gpt2, heldout, trained):
+    result = evaluate(trained, gpt2, heldout, kl=True)
+
+    def spliced(activations, hook):
+        ordinary = ~torch.isin(heldout.tokens, torch.tensor(gpt2.card.special))
+        keep = ordinary & (activations.norm(dim=-1) <= heldout.store.norm_limit)
+        return torch.where(keep[..., None], trained(activations), activations)
+
+    with torch.no_grad():
+        clean = gpt2(heldout.tokens, return_type="logits")[:, :-1].double().softmax(dim=-1)
+        other = gpt2.run_with_hooks(heldout.tokens, fwd_hooks=[(HOOK, spliced)], return_type="logits")[:, :-1]
+    other = other.double().softmax(dim=-1)
+    counted = ~torch.isin(heldout.tokens[:, 1:], torch.tensor(gpt2.card.special))
+    want = sum(
+        sum(p * math.log(p / q) for p, q in zip(row.tolist(), mine.tolist(), strict=True))
+        for row, mine in zip(clean[counted], other[counted], strict=True)
+    ) / int(counted.sum())
+    assert result.kl == pytest.approx(want, rel=1e-3, abs=1e-6)
+    assert want > 0

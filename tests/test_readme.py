@@ -4,7 +4,7 @@ import json
 import re
 from pathlib import Path
 
-from benchmarks import readme
+from benchmarks import calibration, readme
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -56,3 +56,12 @@ def test_quality_bars_hold_in_both_seeds():
             assert rows[pair]["fvu"] <= 0.21, json.dumps(rows[pair])
             assert rows[pair]["ce_increase"] <= 0.32, json.dumps(rows[pair])
         assert abs(rows["batchtopk", "threshold"]["l0"] - 32) <= 3.2
+
+
+def test_calibrated_on_32_batches_l0_on_fresh_text_is_within_five_percent_of_k():
+    rows = json.loads(calibration.RESULTS.read_text(encoding="utf-8"))["rows"]
+    mine = [row for row in rows if row["method"] == "batch_min_mean" and row["batch_size"] == 1024]
+    assert {(row["k"], row["seed"]) for row in mine} == {(k, seed) for k in (16, 32, 64) for seed in (0, 1)}
+    for row in mine:
+        assert abs(row["l0"] - row["k"]) <= 0.05 * row["k"], json.dumps(row)
+    assert {1, 4, 16} <= {row["batch_size"] for row in rows}, "small batches stand beside it"

@@ -93,6 +93,8 @@ def test_loss_and_gradients_equal_the_reference(name, dead, monkeypatch):
         got.total.backward()
         limit = 1e-5 if dead and isinstance(reference, TopKSAE) else 1e-6
         for (label, a), b in zip(reference.named_parameters(), fast.parameters(), strict=True):
+            assert a.grad is not None
+            assert b.grad is not None
             assert float((a.grad - b.grad).norm() / a.grad.norm()) <= limit, label
             a.grad = b.grad = None
     assert wanted.aux > 0 or not dead or not isinstance(reference, TopKSAE)

@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 import torch
 
-from tutorial_sae import BatchTopKSAE, TopKSAE, TrainConfig, VanillaSAE, load_sae, train
+from tutorial_sae import BatchTopKSAE, GatedSAE, JumpReLUSAE, TopKSAE, TrainConfig, VanillaSAE, load_sae, train
 from tutorial_sae.runtime import TutorialError
+from tutorial_sae.training import resample
 
 D_IN, D_SAE = 16, 48
 SMALL: dict[str, Any] = {"tokens": 6_400, "batch_size": 64, "lr": 2e-3}
@@ -43,7 +44,14 @@ def stop_at(sae, step: int) -> None:
 
 
 @pytest.mark.parametrize(
-    "make", [batchtopk, lambda: TopKSAE(D_IN, D_SAE, k=4), lambda: VanillaSAE(D_IN, D_SAE, l1=0.5)]
+    "make",
+    [
+        batchtopk,
+        lambda: TopKSAE(D_IN, D_SAE, k=4),
+        lambda: VanillaSAE(D_IN, D_SAE, l1=0.5),
+        lambda: GatedSAE(D_IN, D_SAE, l1=0.2),
+        lambda: JumpReLUSAE(D_IN, D_SAE, target_l0=4, theta=1.0),
+    ],
 )
 def test_training_lowers_the_error_and_keeps_decoder_rows_at_length_one(make):
     result = train(make(), activations(), TrainConfig(**SMALL))
@@ -168,9 +176,131 @@ def test_activations_that_are_not_finite_are_refused_by_batch_and_row(value, tmp
         train(sae, x, TrainConfig(**SMALL), out=tmp_path)
 
 
-def test_a_loss_that_blows_up_stops_the_run():
+def test_a_loss_that_blows_up_stops_the_run_and_is_not_kept(tmp_path):
     with pytest.raises(TutorialError, match="lower the learning rate"):
-        train(VanillaSAE(D_IN, D_SAE, l1=1e38), activations(), replace(TrainConfig(**SMALL), lr=1e30))
+        train(VanillaSAE(D_IN, D_SAE, l1=1e38), activations(), replace(TrainConfig(**SMALL), lr=1e30), out=tmp_path)
+    assert not list(tmp_path.rglob("*.safetensors"))
+
+
+def test_jumprelu_reaches_its_target_and_its_thresholds_stay_positive():
+    sae = JumpReLUSAE(D_IN, D_SAE, target_l0=4, theta=1.0)
+    train(sae, activations(), TrainConfig(**SMALL))
+    l0 = float((sae.encode(activations(seed=1)) > 0).float().sum(dim=1).mean())
+    assert l0 == pytest.approx(4, rel=0.15)
+    assert float(sae.threshold.detach().min()) > 0
+
+
+def test_a_weighted_vanilla_sae_keeps_its_free_decoder():
+    sae = train(VanillaSAE(D_IN, D_SAE, l1=0.5, decoder_norm="weighted"), activations(), TrainConfig(**SMALL)).sae
+    assert float((sae.W_dec.detach().norm(dim=1) - 1).abs().max()) > 0.01
+
+
+# -- dead latents ----------------------------------------------------------------------------------
+
+
+def kill(sae, latents):
+    """Latents that no input can wake: AuxK has no gradient for them."""
+    with torch.no_grad():
+        sae.b_enc[latents] = -100.0
+    return sae
+
+
+@pytest.mark.parametrize(
+    ("make", "revive", "woken"),
+    [
+        (batchtopk, None, 0),
+        (batchtopk, "none", 0),
+        (batchtopk, "auxk", 0),
+        (lambda: VanillaSAE(D_IN, D_SAE, l1=0.2), None, 0),
+        (lambda: VanillaSAE(D_IN, D_SAE, l1=0.2), "resample", 16),
+    ],
+)
+def test_resampling_wakes_what_auxk_cannot_reach(make, revive, woken):
+    sae = kill(make(), slice(0, 16))
+    train(sae, activations(), replace(TrainConfig(**SMALL), revive=revive))
+    fired = (sae.train().encode(activations()) > 0).any(dim=0)
+    assert int(fired[:16].sum()) == woken
+
+
+@pytest.mark.parametrize("make", [lambda: GatedSAE(D_IN, D_SAE, l1=0.2), lambda: JumpReLUSAE(D_IN, D_SAE, target_l0=4)])
+def test_resampled_latents_are_as_the_paper_says(make):
+    sae, x = make(), activations()
+    sae.fit_normalization(x)
+    with torch.no_grad():
+        for parameter in sae.parameters():
+            parameter += 0.1
+    adam = torch.optim.Adam(sae.parameters())
+    sae.loss(x).total.backward()
+    adam.step()
+    sae.dead_after_tokens = 5000
+    sae.tokens_since_fired[[3, 7]] = 5000
+    before = {name: p.detach().clone() for name, p in sae.named_parameters()}
+    with torch.no_grad():
+        inputs = (x - sae.norm_mean) / sae.norm_scale - sae.b_dec
+        living = torch.ones(D_SAE, dtype=torch.bool)
+        living[[3, 7]] = False
+        length = 0.2 * sae.W_enc.norm(dim=0)[living].mean()
+    assert resample(sae, x, adam, seed=0) == 2
+    for latent in (3, 7):
+        row = sae.W_dec.detach()[latent]
+        assert float(row.norm()) == pytest.approx(1, rel=1e-5)
+        cosines = inputs @ row / inputs.norm(dim=1)
+        assert float(cosines.max()) == pytest.approx(1, abs=1e-5), "one of the inputs"
+        torch.testing.assert_close(sae.W_enc.detach()[:, latent], length * row, rtol=1e-4, atol=1e-6)
+        assert sae.b_enc[latent] == 0
+        assert sae.tokens_since_fired[latent] == 0
+        for name, parameter in sae.named_parameters():
+            moments = adam.state[parameter]["exp_avg_sq"]
+            mine = moments[:, latent] if name == "W_enc" else moments[latent]
+            assert name == "b_dec" or not mine.any(), name
+    for name, parameter in sae.named_parameters():
+        old = before[name]
+        same = (
+            (parameter.T == old.T if name == "W_enc" else parameter == old).reshape(len(living), -1).all(dim=1)
+            if (name != "b_dec")
+            else None
+        )
+        assert same is None or same[living].all(), name
+    assert torch.equal(sae.b_dec.detach(), before["b_dec"])
+
+
+def test_resampling_prefers_what_is_badly_reconstructed():
+    sae = batchtopk(normalize="none")
+    x = torch.zeros(100, D_IN)
+    x[:, 0] = 1.0
+    x[90:, 1] = 50.0  # far from anything
+    with torch.no_grad():
+        sae.b_dec[0] = 1.0
+    sae.train().loss(x).total.backward()
+    adam = torch.optim.Adam(sae.parameters())
+    adam.step()
+    with torch.no_grad():
+        sae.W_enc.zero_()
+    sae.dead_after_tokens = 10
+    sae.tokens_since_fired[:6] = 10
+    resample(sae, x, adam, seed=0)
+    assert (sae.W_dec[:6, 1] > 0.9).all()
+
+
+def test_a_resampled_run_ends_bit_for_bit_as_if_it_had_not_stopped(tmp_path):
+    config = replace(TrainConfig(**SMALL), revive="resample")
+    whole = train(kill(batchtopk(), slice(0, 16)), activations(), config).sae
+    sae = kill(batchtopk(), slice(0, 16))
+    stop_at(sae, 40)
+    with pytest.raises(KeyboardInterrupt):
+        train(sae, activations(), config, out=tmp_path)
+    again = train(kill(batchtopk(), slice(0, 16)), activations(), config, out=tmp_path).sae
+    assert torch.equal(again.W_enc, whole.W_enc)
+
+
+def test_auxk_is_refused_where_there_is_none():
+    with pytest.raises(ValueError, match="suits TopK and BatchTopK"):
+        train(VanillaSAE(D_IN, D_SAE, l1=0.1), activations(), replace(TrainConfig(**SMALL), revive="auxk"))
+
+
+def test_a_dead_window_longer_than_the_run_is_warned_of():
+    with pytest.warns(UserWarning, match=r"7,000 is longer than the run of 6,400 tokens"):
+        train(batchtopk(), activations(), TrainConfig(**SMALL, dead_after_tokens=7_000))
 
 
 @pytest.mark.parametrize(
@@ -180,6 +310,7 @@ def test_a_loss_that_blows_up_stops_the_run():
         ({"batch_size": 0}, "at least 1"),
         ({"lr": 0.0}, "positive"),
         ({"lr": math.nan}, "positive"),
+        ({"revive": "neuron_resampling"}, "unknown revive"),
         ({"warmup": 0.9, "decay": 0.9}, "fractions"),
         ({"batch_size": 5000, "tokens": 10_000}, "exceeds the 1024 activations"),
     ],

@@ -81,6 +81,9 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--l1", type=float, help="coefficient of the L1 penalty (vanilla, Gated)")
     train.add_argument("--d-sae", type=int, help="number of latents")
     train.add_argument("--tokens", type=int, help="activations seen in training")
+    train.add_argument(
+        "--revive", help="what is done for dead latents: none, auxk or resample (default: the variant's)"
+    )
     train.add_argument("--seed", type=int, default=0)
     train.add_argument("--out", help="folder of the run (default runs/<recipe>-<sae>-<key of the settings>)")
     train.add_argument("--resume", action="store_true", help="go on with an unfinished run in that folder")
@@ -152,11 +155,12 @@ def _train(options: argparse.Namespace) -> None:
     if options.sae not in VARIANTS:
         raise unknown("SAE", options.sae, VARIANTS)
     recipe = RECIPES[options.recipe]
-    config = replace(recipe.config, tokens=recipe.config.tokens if options.tokens is None else options.tokens)
+    tokens = recipe.config.tokens if options.tokens is None else options.tokens
+    config = replace(recipe.config, tokens=tokens, revive=options.revive)
     config.check()
     settings = recipe.settings(options.sae, k=options.k, l1=options.l1)
     d_sae = recipe.d_sae if options.d_sae is None else options.d_sae
-    key = digest([options.recipe, options.sae, d_sae, settings, config.tokens, options.seed])[:8]
+    key = digest([options.recipe, options.sae, d_sae, settings, config.tokens, config.revive, options.seed])[:8]
     out = Path(options.out or Path("runs") / f"{options.recipe}-{options.sae}-{key}")
     if (out / "checkpoint" / "state.safetensors").exists() and not options.resume:
         raise ValueError(f"{out} holds an unfinished run: add --resume to go on with it, or choose another --out")

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 import torch
@@ -25,12 +25,14 @@ from torch import Tensor
 
 from tutorial_sae import sparse
 from tutorial_sae.runtime import unknown
-from tutorial_sae.saes import SAE, BatchTopKSAE
+from tutorial_sae.saes import SAE, BatchTopKSAE, keep_above, keep_batch
 from tutorial_sae.saes.base import budget_of
 
 METHODS = ("batch_min_mean", "ema", "target_l0", "learned")
 FEW_ENTRIES = 100  # kept entries on which no threshold should rest
+ENOUGH = "32 batches of 1024 activations"
 LEARNED_STEPS = 200
+GROUP_TOKENS = 4096
 
 
 class Calibration(NamedTuple):
@@ -71,42 +73,50 @@ def calibrate_threshold(
     else:
         batches = list(activations)  # gone through more than once: for theta, then for L0 at theta
     batches = [x.to(sae.W_enc.device) for x in batches if len(x)]
-    _check_amount(sae, sum(len(x) for x in batches))
-
-    smallest = [latents[latents > 0].min() for x in batches if (latents := sae.encode(x, cut="batch")).any()]
+    tokens = sum(len(x) for x in batches)
+    if tokens * sae.k + 1e-6 < 1:
+        raise ValueError(
+            f"{tokens} activations are too few to calibrate on: k={sae.k} needs {math.ceil(1 / sae.k)} at the very "
+            f"least, and {ENOUGH} give a threshold to rely on"
+        )
+    kept_values = [latents[latents > 0] for z in _matrices(sae, batches) if (latents := keep_batch(z, sae.k)).any()]
+    smallest, entries = [values.min() for values in kept_values], sum(map(len, kept_values))
     if not smallest:
         raise ValueError(
             "no latent is positive on any of these activations, so there is no smallest entry to average: "
             "check that they come from the SAE's own model and hook, and that the SAE was trained"
+        )
+    if entries < FEW_ENTRIES:
+        warnings.warn(
+            f"the threshold rests on {entries} entries kept of {tokens} activations: {ENOUGH} give one to rely on",
+            stacklevel=2,
         )
     minima = torch.stack(smallest).float()
     theta = minima.mean()
     if method == "ema":
         theta = _moving_average(minima, decay, bias_correction)
     elif method == "target_l0":
-        batches_kept = [x for x in batches if sae.pre_activations(x).any()]
-        theta, minima = _pooled(sae, batches, minima), torch.stack([_pooled(sae, [x]) for x in batches_kept])
+        # the cut of the pool lies between its batches' own, give or take an entry
+        theta = _pooled(sae, batches, 0.9 * float(minima.min()), float(minima.max()))
+        minima = torch.stack([_pooled(sae, [x]) for x in batches if sae.pre_activations(x).any()])
     elif method == "learned":
         theta = _learned(sae, batches, theta)
     sae.threshold = theta.to(sae.W_enc.device)
-    kept = sum(int((sae.encode(x, cut="threshold") > 0).sum()) for x in batches)
+    kept = sum(int((keep_above(z, sae.threshold) > 0).sum()) for z in _matrices(sae, batches))
     spread = float(minima.std()) if len(minima) > 1 else 0.0
     result = theta.clone() if theta.dim() else float(theta)
-    return Calibration(result, kept / sum(len(x) for x in batches), spread)
+    return Calibration(result, kept / tokens, spread)
 
 
-def _check_amount(sae: BatchTopKSAE, tokens: int) -> None:
-    if tokens * sae.k + 1e-6 < 1:
-        raise ValueError(
-            f"{tokens} activations are too few to calibrate on: k={sae.k} needs {math.ceil(1 / sae.k)} at the very "
-            "least, and 32 batches of 1024 give a threshold to rely on"
-        )
-    if tokens * sae.k < FEW_ENTRIES:
-        warnings.warn(
-            f"the threshold rests on {tokens} activations, about {tokens * sae.k:.0f} entries: 32 batches of 1024 "
-            "activations give one to rely on",
-            stacklevel=3,
-        )
+def _matrices(sae: SAE, batches: list[Float[Tensor, "_ d_in"]]) -> Iterator[Float[Tensor, "_ d_sae"]]:
+    """The pre-activations of each batch; small batches are encoded many at a time."""
+    group: list[Tensor] = []
+    for x in [*batches, None]:
+        if group and (x is None or sum(map(len, group)) + len(x) > GROUP_TOKENS):
+            yield from sae.pre_activations(torch.cat(group)).split([len(member) for member in group])
+            group = []
+        if x is not None:
+            group.append(x)
 
 
 def _moving_average(minima: Float[Tensor, " batches"], decay: float, bias_correction: bool) -> Float[Tensor, ""]:
@@ -117,29 +127,36 @@ def _moving_average(minima: Float[Tensor, " batches"], decay: float, bias_correc
 
 
 def _pooled(
-    sae: BatchTopKSAE, batches: list[Float[Tensor, "_ d_in"]], minima: Float[Tensor, " batches"] | None = None
+    sae: BatchTopKSAE,
+    batches: list[Float[Tensor, "_ d_in"]],
+    low: float = 0.0,
+    high: float = math.inf,
+    unit: Float[Tensor, "*d_sae"] | None = None,
 ) -> Float[Tensor, ""]:
-    """The theta above which floor(k * tokens) entries lie, of all the batches together."""
+    """The theta above which floor(k * tokens) entries lie, of all the batches together.
+
+    It is looked for between `low` and `high` first, so that only those entries are sorted. With a `unit` for each
+    latent, what is found is the multiple of it.
+    """
     budget = budget_of(sae.k, sum(len(x) for x in batches))
-    # between the lowest and the highest of the batches' own cuts, give or take an entry: only those are sorted
-    low, high = (0.9 * float(minima.min()), float(minima.max())) if minima is not None else (0.0, math.inf)
     above, between = 0, []
-    for x in batches:
-        z = sae.pre_activations(x).float()
+    for z in _matrices(sae, batches):
+        z = z.float() if unit is None else z / unit
         above += int((z > high).sum())
         between.append(z[(z > low) & (z <= high)])
     rest = torch.cat(between)
-    if above + len(rest) > budget:
+    if above <= budget < above + len(rest):
         return rest.kthvalue(above + len(rest) - budget).values
-    if low > 0:
-        return _pooled(sae, batches)
+    if low > 0 or high < math.inf:
+        return _pooled(sae, batches, unit=unit)
     return torch.nextafter(rest.min(), torch.zeros_like(rest[0]))  # all positive entries are kept
 
 
 def _learned(
     sae: BatchTopKSAE, batches: list[Float[Tensor, "_ d_in"]], theta: Float[Tensor, ""]
 ) -> Float[Tensor, " d_sae"]:
-    """Thresholds of a JumpReLU SAE with these weights, from `theta`; its quadratic penalty holds L0 at k."""
+    """Thresholds of a JumpReLU SAE with these weights, from `theta`; its quadratic penalty holds L0 near k, and in the
+    end one factor for all of them makes it k on these data."""
     sae.threshold = theta.to(sae.W_enc.device)
     jump = sae.to_jumprelu().requires_grad_(False)
     jump.threshold.requires_grad_(True)
@@ -154,4 +171,5 @@ def _learned(
             step_loss(jump, batches[step % len(batches)]).total.backward()
         adam.step()
         jump.constrain()
-    return jump.threshold.detach()
+    unit = jump.threshold.detach()
+    return unit * _pooled(sae, batches, 0.5, 2.0, unit)

@@ -113,7 +113,7 @@ class Recipe(NamedTuple):
 
 
 RECIPES = {
-    "smollm2-135m": Recipe(d_sae=2304, k=32, l1={"vanilla": 2.1, "gated": 1.5}, harvest=200_000, config=TrainConfig())
+    "smollm2-135m": Recipe(d_sae=2304, k=32, l1={"vanilla": 2.1, "gated": 3.5}, harvest=200_000, config=TrainConfig())
 }
 
 
@@ -183,7 +183,7 @@ class _Run:
         self.sae, self.config, self.folder = sae, config, folder
         self.adam = torch.optim.Adam(sae.parameters(), lr=config.lr, betas=config.betas, fused=True)
         self.loss = sparse.loss if config.fast and sparse.suits(sae) else type(sae).loss
-        self.resample: Callable[[int], None] | None = None
+        self.resample: Callable[[int], int] | None = None
         self.step = 0
         self.whole = True  # False in the middle of a step
         self.seconds = 0.0
