@@ -36,7 +36,8 @@ def section() -> str:
 
 ## What it measures
 
-{setting(first["meta"])} Training took {seconds / 60:.1f} minutes for the SAEs together.
+{setting(first["meta"])} Training took {seconds / 60:.1f} minutes for the SAEs together, on two cores that
+were busy with other work as well.
 
 {results_table(first["rows"])}
 
@@ -53,8 +54,8 @@ What if an SAE trained with one cut is used with another?
 {cross_table(first["rows"])}
 
 Does one number θ keep k latents per token on text that it was not calibrated on? Held-out L0, seeds 0 / 1, of
-BatchTopK SAEs trained on {calibrated["meta"]["tokens_seen"]:,} activations and calibrated on
-{calibrated["meta"]["tokens_calibration"]:,}, in batches of several sizes:
+BatchTopK SAEs trained on {calibrated["meta"]["tokens_seen"]:,} activations and calibrated on {calibrated["meta"]["tokens_calibration"]:,}, in batches
+of several sizes:
 
 {calibration.table(calibrated["rows"])}
 

@@ -9,6 +9,7 @@ JumpReLU SAE whose latents share theta. Bussmann, Leask and Nanda 2024, arXiv 24
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import torch
@@ -57,5 +58,5 @@ class BatchTopKSAE(TopKSAE):
         other = other.to(device=self.W_enc.device, dtype=self.W_enc.dtype)
         state = self.state_dict()
         other.load_state_dict(state | {"threshold": state["threshold"].expand(self.d_sae)})
-        other.metadata = dict(self.metadata)
+        other.metadata = copy.deepcopy(self.metadata)
         return other.eval()

@@ -38,7 +38,7 @@ class GatedSAE(SAE):
     def _pre(self, x_n: Float[Tensor, "tokens d_in"]) -> Float[Tensor, "tokens d_sae"]:
         return self._linear(x_n)  # what both paths share
 
-    def magnitude(self, z: Float[Tensor, "tokens d_sae"]) -> Float[Tensor, "tokens d_sae"]:
+    def magnitude(self, z: Float[Tensor, "*batch d_sae"]) -> Float[Tensor, "*batch d_sae"]:
         return (self.r_mag.exp() * z + self.b_enc).relu()
 
     def gate(self, z: Float[Tensor, "tokens d_sae"]) -> Float[Tensor, "tokens d_sae"]:
