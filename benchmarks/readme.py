@@ -27,6 +27,7 @@ def section() -> str:
     """The README's results, from the committed files and from nothing else."""
     first, second = load(0), load(1)
     calibrated = json.loads(calibration.RESULTS.read_text(encoding="utf-8"))
+    trained_on, calibrated_on = (calibrated["meta"][key] for key in ("tokens_seen", "tokens_calibration"))
     pairs = list(zip(first["rows"], second["rows"], strict=True))
     apart = {key: max(abs(a[key] - b[key]) for a, b in pairs) for key in ("fvu", "ce_increase")}
     seconds = sum(
@@ -54,8 +55,7 @@ What if an SAE trained with one cut is used with another?
 {cross_table(first["rows"])}
 
 Does one number θ keep k latents per token on text that it was not calibrated on? Held-out L0, seeds 0 / 1, of
-BatchTopK SAEs trained on {calibrated["meta"]["tokens_seen"]:,} activations and calibrated on {calibrated["meta"]["tokens_calibration"]:,}, in batches
-of several sizes:
+BatchTopK SAEs trained on {trained_on:,} activations and calibrated on {calibrated_on:,}, in batches of several sizes:
 
 {calibration.table(calibrated["rows"])}
 
