@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tutorial_sae import BatchTopKSAE, TopKSAE, VanillaSAE
-from tutorial_sae.measures import OTHER_FVU, decoder_cosine, density_histogram, fvu, kl, refit, shrinkage
+from tutorial_sae.measures import OTHER_FVU, _pair, decoder_cosine, density_histogram, fvu, kl, refit, shrinkage
 
 # -- the definitions, slowly -----------------------------------------------------------------------------
 
@@ -519,3 +519,11 @@ def test_decoder_cosine_is_of_directions_not_lengths():
     W = torch.randn(20, 6, generator=torch.Generator().manual_seed(0))
     scaled = W * torch.linspace(0.1, 5, 20)[:, None]
     assert float(decoder_cosine(scaled)) == pytest.approx(slow_cosine(oracles.array(W)), rel=1e-5)
+
+
+def test_shapes_that_do_not_match_are_refused():
+    x = torch.randn(8, 4)  # the checks of types in tests would be quicker, so the users' check is called by itself
+    with pytest.raises(ValueError, match=r"\(8, 4\).*\(1, 4\)"):
+        _pair(x, x[:1])
+    with pytest.raises(ValueError, match=r"\(2, 4, 4\)"):
+        _pair(x.view(2, 4, 4), x.view(2, 4, 4))

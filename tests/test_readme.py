@@ -39,13 +39,21 @@ def test_there_are_exactly_two_commands_for_set_up():
 
 
 def test_python_in_the_readme_runs_on_names_that_exist():
-    (code,) = re.findall(r"```python\n(.+?)```", README, re.DOTALL)
+    code, _ = re.findall(r"```python\n(.+?)```", README, re.DOTALL)
     compiled = compile(code, "README.md", "exec")
     import tutorial_sae
 
     imported = re.findall(r"from tutorial_sae import (.+)", code)[0].split(", ")
     assert all(hasattr(tutorial_sae, name) for name in imported)
     assert compiled.co_names
+
+
+def test_the_toy_world_of_the_readme_is_recovered(capsys):
+    _, code = re.findall(r"```python\n(.+?)```", README, re.DOTALL)
+    exec(code, {})
+    said = capsys.readouterr().out
+    assert float(re.findall(r"mmcs=([\d.]+)", said)[0]) > 0.95
+    assert "JumpReLUSAE(" in said
 
 
 def test_quality_bars_hold_in_both_seeds():

@@ -665,3 +665,12 @@ def test_no_tokens_give_no_codes_in_either_mode():
     sae.threshold.fill_(0.5)
     for mode in (True, False):
         assert sae.train(mode).encode(torch.zeros(3, 0, 4)).shape == (3, 0, 8)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_one_threshold_for_all_is_compared_in_full_precision_like_one_for_each(dtype):
+    theta = torch.tensor(1.3515178)  # the first value of z is above it, and not above it rounded
+    z = torch.tensor([[1.3515625, 1.34375]]).to(dtype)
+    wanted = z.float() > theta
+    assert torch.equal(keep_above(z, theta) > 0, wanted)
+    assert torch.equal(keep_above(z, theta.expand(2)) > 0, wanted)

@@ -608,3 +608,13 @@ def test_the_methods_are_named_where_one_is_unknown(method):
     with pytest.raises(ValueError, match="batch_min_mean") as error:
         calibrate_threshold(exact_sae(), whole_tokens(8), method=method)
     assert all(name in str(error.value) for name in METHODS)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_activations_with_a_dimension_too_many_or_not_finite_are_refused(method):
+    x = whole_tokens(64)
+    with pytest.raises(ValueError, match=r"shape \(8, 8, 5\).*reshape\(-1, 5\)"):
+        calibrate_threshold(exact_sae(), x.reshape(8, 8, 5), method=method)
+    x[40, 2] = math.nan
+    with pytest.raises(ValueError, match="batch 1 holds activations that are not finite"):
+        calibrate_threshold(exact_sae(), x, method=method, batch_size=32)

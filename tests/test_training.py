@@ -13,6 +13,7 @@ import torch
 
 from tutorial_sae import BatchTopKSAE, GatedSAE, JumpReLUSAE, TopKSAE, TrainConfig, VanillaSAE, load_sae, train
 from tutorial_sae.runtime import TutorialError
+from tutorial_sae.saes.base import check_activations
 from tutorial_sae.training import resample
 
 D_IN, D_SAE = 16, 48
@@ -149,6 +150,34 @@ def test_another_runs_folder_is_refused_and_left_alone(tmp_path):
     with pytest.raises(ValueError, match="other settings"):
         train(batchtopk(), activations(), replace(TrainConfig(**SMALL), lr=1e-3), out=tmp_path)
     assert (tmp_path / "sae.safetensors").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    "change", [{"x": activations(seed=1)}, {"seed": 5}, {"theta": 0.7}, {"calibration": activations(seed=2)}]
+)
+def test_a_finished_run_of_other_data_or_another_start_is_refused(tmp_path, change):
+    def run(x=None, seed=0, theta=None, calibration=None):
+        x = activations() if x is None else x
+        sae: Any = batchtopk(seed=seed) if theta is None else JumpReLUSAE(D_IN, D_SAE, target_l0=4, theta=theta)
+        config = replace(TrainConfig(**SMALL), tokens=640)
+        return train(sae, x, config, out=tmp_path, calibration=calibration).sae
+
+    first = run(theta=1.0) if "theta" in change else run()
+    again = run(theta=1.0) if "theta" in change else run()
+    assert torch.equal(again.W_dec, first.W_dec)
+    with pytest.raises(ValueError, match="other settings or data"):
+        run(**change)
+
+
+@pytest.mark.parametrize("wrong", [torch.zeros(64, 16, 16), torch.zeros(16), torch.zeros(64, 8)])
+def test_activations_of_another_shape_are_refused(wrong):
+    with pytest.raises(ValueError, match=r"shape .*reshape\(-1, 16\)"):
+        check_activations(wrong, D_IN)
+
+
+def test_activations_that_are_no_tensor_are_refused():
+    with pytest.raises(TypeError, match="this is a list"):
+        check_activations([[0.0] * D_IN], D_IN)
 
 
 @pytest.mark.parametrize("name", ["checkpoint/state.safetensors", "run.json"])
@@ -321,7 +350,7 @@ def test_bad_settings_are_refused(options, message):
 
 
 def test_width_of_activations_must_fit():
-    with pytest.raises(ValueError, match=r"width 16.* d_in=8"):
+    with pytest.raises(ValueError, match=r"shape \(1024, 16\).*\(tokens, 8\)"):
         train(BatchTopKSAE(8, D_SAE, k=4), activations(), TrainConfig(**SMALL))
 
 

@@ -876,7 +876,7 @@ def test_a_jumprelu_has_exactly_one_price(prices):
 )
 def test_jumprelus_numbers_out_of_range_are_named(name, value):
     price = {"l0_coefficient": 1.0} if name in ("bandwidth", "theta") else {}
-    with pytest.raises(ValueError, match="threshold" if name == "theta" else name) as error:
+    with pytest.raises(ValueError, match=name) as error:
         JumpReLUSAE(D_IN, D_SAE, **price, **{name: value})
     assert str(value) in str(error.value)
 
@@ -938,3 +938,14 @@ def test_common_mistakes_are_refused_as_by_every_variant(kind):
             sae.encode(tokens(3), cut=cut)
         assert "own" in str(error.value)
     same(sae.encode(tokens(3), cut="own"), sae.encode(tokens(3)))
+
+
+def test_a_threshold_for_each_latent_loads_into_a_new_sae_and_back():
+    sae = BatchTopKSAE(4, 6, k=2)
+    sae.threshold = torch.arange(1.0, 7.0)
+    other = BatchTopKSAE(4, 6, k=2)
+    other.load_state_dict(sae.state_dict())
+    assert torch.equal(other.threshold, sae.threshold)
+    other.load_state_dict(BatchTopKSAE(4, 6, k=2).state_dict())
+    assert other.threshold.shape == ()
+    assert other.threshold.isnan()

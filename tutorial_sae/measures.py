@@ -20,8 +20,14 @@ REFIT_TOKENS = 256  # at a time: each brings a small system of equations
 
 def fvu(x: Float[Tensor, "tokens d_in"], x_hat: Float[Tensor, "tokens d_in"]) -> float:
     """sum |x - x_hat|^2 / sum |x - mean|^2, in the units given: 0 is perfect, 1 no better than the mean."""
-    x, x_hat = x.double(), x_hat.double()
+    x, x_hat = _pair(x, x_hat)
     return float((x - x_hat).square().sum() / (x - x.mean(dim=0)).square().sum())
+
+
+def _pair(x: Tensor, x_hat: Tensor) -> tuple[Tensor, Tensor]:
+    if x.dim() != 2 or x.shape != x_hat.shape:
+        raise ValueError(f"x has shape {tuple(x.shape)} and x_hat {tuple(x_hat.shape)}: both must be (tokens, d_in)")
+    return x.detach().double(), x_hat.detach().double()
 
 
 def _squares(x: Tensor) -> Tensor:
@@ -33,7 +39,8 @@ def _token_standardised(x: Tensor, x_hat: Tensor) -> float:
     return float(((x.double() - x_hat.double()) / scale).square().mean())
 
 
-# Definitions in use elsewhere, for comparison only. In brackets, where each is met.
+# Definitions in use elsewhere, for comparison only; in brackets, where one is met. Those that divide token by token are
+# infinite or huge where a token is zero, as some are in `toy`.
 OTHER_FVU: dict[str, Callable[[Tensor, Tensor], float]] = {
     # divides by the length of the mean too, which in a residual stream flatters
     "uncentred": lambda x, x_hat: float(_squares(x - x_hat).sum() / _squares(x).sum()),
@@ -55,10 +62,11 @@ OTHER_FVU: dict[str, Callable[[Tensor, Tensor], float]] = {
 def shrinkage(x: Float[Tensor, "tokens d_in"], x_hat: Float[Tensor, "tokens d_in"]) -> float:
     """gamma = E|x_hat|^2 / E[x_hat . x] on vectors less the mean of x: below 1, reconstructions are too short.
 
-    The relative reconstruction bias of Rajamanoharan et al. 2024, arXiv 2404.16014, section 4.2.
+    The relative reconstruction bias of Rajamanoharan et al. 2024, arXiv 2404.16014, section 4.2; there on vectors as
+    they are, here on centred ones, because a long mean, which every SAE gets right, would hide it.
     """
-    mean = x.double().mean(dim=0)
-    c, c_hat = x.double() - mean, x_hat.double() - mean
+    x, x_hat = _pair(x, x_hat)
+    c, c_hat = x - x.mean(dim=0), x_hat - x.mean(dim=0)
     return float(c_hat.square().sum() / (c_hat * c).sum())
 
 
@@ -87,7 +95,8 @@ def refit(sae: SAE, x: Float[Tensor, "tokens d_in"], cut: str | None = None) -> 
     """The codes of `x` with the same latents kept, and the values that reconstruct each token best.
 
     Least squares with the decoder as it is. How much the error falls tells values from choice: what remains is the
-    choice of latents. (With gradient pursuit instead of an exact solution, App. C of arXiv 2404.16014.)
+    choice of latents. Values may come out negative. (The inference-time optimisation of arXiv 2404.16014 goes further:
+    gradient pursuit chooses the latents too.)
     """
     latents = sae.encode(x, cut)
     target, _, _ = sae._normalized(x)
@@ -106,6 +115,6 @@ def refit(sae: SAE, x: Float[Tensor, "tokens d_in"], cut: str | None = None) -> 
 
 def decoder_cosine(W_dec: Float[Tensor, "d_sae d_in"]) -> float:
     """Mean |cos| over all pairs of decoder rows: c_dec of Chanin and Garriga-Alonso, Sparse but Wrong, equation 4."""
-    rows = W_dec.double() / W_dec.double().norm(dim=1, keepdim=True)
+    rows = torch.nn.functional.normalize(W_dec.detach().double(), dim=1)
     total = sum(float((part @ rows.T).abs().sum()) for part in rows.split(1024))
     return (total - len(rows)) / (len(rows) * (len(rows) - 1))

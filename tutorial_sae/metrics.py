@@ -5,7 +5,7 @@
     CE increase     cross-entropy with x_hat spliced into the model, less without; nats per token
     KL              KL(clean || spliced) of next-token distributions, nats per token; on request, for it costs as
                     much again as the CE increase
-    shrinkage       gamma of arXiv 2404.16014: below 1, reconstructions are too short
+    shrinkage       gamma of arXiv 2404.16014, on centred vectors: below 1, reconstructions are too short
     loss recovered  (CE_ablated - CE_sae) / (CE_ablated - CE_clean), with zero or with mean ablation
 
 One mask serves everywhere: tokens that the SAE was not trained on (special, or of outlying norm) are not

@@ -2,8 +2,8 @@
 
     batch_min_mean    theta = E_X[ min { z_ij(X) : z_ij(X) kept } ]     the paper's: the mean over batches X of the
                       smallest entry kept
-    ema               the same minima in a moving average, as some libraries do while they train; it starts at 0, and
-                      without the correction 1 / (1 - decay^t) it is still on its way up after a short run
+    ema               the same minima in a moving average that starts at 0, as SAELens keeps one while it trains;
+                      without the correction 1 / (1 - decay^t), which it lacks there, a short run ends far too low
     target_l0         the theta that keeps k entries per token of all the data at once: its 1 - k / d_sae quantile
     learned           a theta for each latent, from batch_min_mean's, fine-tuned by JumpReLU's estimator with the
                       weights frozen
@@ -26,7 +26,7 @@ from torch import Tensor
 from tutorial_sae import sparse
 from tutorial_sae.runtime import unknown
 from tutorial_sae.saes import SAE, BatchTopKSAE, keep_above, keep_batch
-from tutorial_sae.saes.base import budget_of
+from tutorial_sae.saes.base import budget_of, check_activations
 
 METHODS = ("batch_min_mean", "ema", "target_l0", "learned")
 FEW_ENTRIES = 100  # kept entries on which no threshold should rest
@@ -68,10 +68,15 @@ def calibrate_threshold(
     if not 0 <= decay < 1:
         raise ValueError(f"decay={decay}: choose a number from 0 to below 1")
     if isinstance(activations, Tensor):
+        check_activations(activations, sae.d_in)
         whole = max(len(activations) // batch_size * batch_size, min(len(activations), batch_size))
         batches = list(activations[:whole].split(batch_size))
     else:
-        batches = list(activations)  # gone through more than once: for theta, then for L0 at theta
+        batches = list(activations)  # used more than once: for theta, then for L0 at theta
+    for i, x in enumerate(batches):
+        check_activations(x, sae.d_in)
+        if not torch.isfinite(x).all():
+            raise ValueError(f"batch {i} holds activations that are not finite (NaN or infinite): drop those rows")
     batches = [x.to(sae.W_enc.device) for x in batches if len(x)]
     tokens = sum(len(x) for x in batches)
     if tokens * sae.k + 1e-6 < 1:
@@ -89,7 +94,7 @@ def calibrate_threshold(
     if entries < FEW_ENTRIES:
         warnings.warn(
             f"the threshold rests on {entries} entries kept of {tokens} activations: {ENOUGH} give one to rely on",
-            stacklevel=2,
+            stacklevel=3,  # above the decorator
         )
     minima = torch.stack(smallest).float()
     theta = minima.mean()
@@ -135,8 +140,8 @@ def _pooled(
 ) -> Float[Tensor, ""]:
     """The theta above which floor(k * tokens) entries lie, of all the batches together.
 
-    It is looked for between `low` and `high` first, so that only those entries are sorted. With a `unit` for each
-    latent, what is found is the multiple of it.
+    It is looked for between `low` and `high`, so that only those entries are sorted; not found there, among all. With
+    a `unit` for each latent, what is found is the multiple of it.
     """
     budget = budget_of(sae.k, sum(len(x) for x in batches))
     above, between = 0, []

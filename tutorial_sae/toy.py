@@ -3,8 +3,8 @@
     x = sum_i a_i * direction_i        a few of the features are active in each x, with values around 1
 
 With a real language model nobody knows the features; here a low error with the wrong features can be told from a low
-error with the right ones. The setting follows Chanin and Garriga-Alonso, Sparse but Wrong: 50 features in 100
-dimensions, 11 active on average.
+error with the right ones. The sizes are those of Chanin and Garriga-Alonso, Sparse but Wrong: 50 features in 100
+dimensions, 11 active on average; frequencies and correlations are drawn in our own way.
 """
 
 from __future__ import annotations
@@ -27,7 +27,9 @@ class ToyWorld:
         self, *, features: int = 50, d_in: int = 100, l0: int | float = 11, correlated: bool = False, seed: int = 0
     ):
         if not 0 < l0 <= features / 2 or features > d_in:
-            raise ValueError(f"l0={l0}, features={features}, d_in={d_in}: want l0 <= features / 2, features <= d_in")
+            raise ValueError(
+                f"l0={l0}, features={features}, d_in={d_in}: choose 0 < l0 <= features / 2 and features <= d_in"
+            )
         self.seed = seed
         chance = generator(seed, "toy world")
         self.directions = torch.linalg.qr(torch.randn(d_in, features, generator=chance)).Q.T.contiguous()
@@ -48,7 +50,7 @@ class ToyWorld:
 
 
 class Recovery(NamedTuple):
-    mmcs: float  # mean over features of the largest cosine with a decoder row
+    mmcs: float  # mean max cosine similarity: over features, of the largest cosine with a decoder row
     f1: float  # mean over features of the F1 score of that latent as a detector of its feature
 
 

@@ -9,6 +9,7 @@ With `out` the run leaves a folder that a later call, or `load_sae`, goes on fro
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import json
 import math
@@ -40,6 +41,7 @@ from tutorial_sae.runtime import (
     writing,
 )
 from tutorial_sae.saes import SAE, BatchTopKSAE, TopKSAE, load_sae
+from tutorial_sae.saes.base import check_activations
 from tutorial_sae.threshold import Calibration, calibrate_threshold
 
 NORMALIZATION_TOKENS = 50_000
@@ -65,7 +67,8 @@ class TrainConfig:
     decay: float = 0.2  # fraction of the run, at its end, over which it falls to 0
     penalty_warmup: float = 0.2  # fraction of the run over which the sparsity penalty rises
     dead_after_tokens: int | None = None  # None: 10 million or 2 % of the run, whichever is less
-    revive: str | None = None  # what is done for dead latents: see REVIVE; None: AuxK where a variant has it
+    # what is done for dead latents, see REVIVE; None: AuxK where a variant has it. Other ways set the SAE's aux_k to 0
+    revive: str | None = None
     fast: bool = True  # train on the surviving entries where that is possible (sparse.py); False: the reference
     checkpoint_seconds: int | float = 30  # between two checkpoints, where there is a folder for them
 
@@ -76,6 +79,8 @@ class TrainConfig:
     def check(self) -> None:
         if self.tokens < 1 or self.batch_size < 1:
             raise ValueError(f"tokens={self.tokens}, batch_size={self.batch_size}: both must be at least 1")
+        if self.dead_after_tokens is not None and self.dead_after_tokens < 1:
+            raise ValueError(f"dead_after_tokens={self.dead_after_tokens}: choose at least 1, or None")
         if not (0 < self.lr < math.inf):
             raise ValueError(f"lr={self.lr}: choose a positive number, such as {TrainConfig.lr}")
         if self.revive not in (None, *REVIVE):
@@ -146,14 +151,15 @@ def train(
     """
     config = config or TrainConfig()
     config.check()
-    if activations_width(activations) != sae.d_in:
-        raise ValueError(
-            f"the activations have width {activations_width(activations)}, and the SAE has d_in={sae.d_in}"
-        )
+    if not isinstance(activations, ActivationStore):
+        check_activations(activations, sae.d_in)
+    elif activations.d_in != sae.d_in:
+        raise ValueError(f"the activations have width {activations.d_in}, and the SAE has d_in={sae.d_in}")
     sae.metadata.update(_origin(activations, config, seed))
     sae.dead_after_tokens = config.dead_after_tokens or min(10_000_000, max(1, config.tokens // 50))
     resampling = _revive(sae, config) == "resample"
-    run = _Run(sae, config, Path(out) if out is not None else None)
+    data = [_sketch(x) for x in (activations, calibration) if isinstance(x, Tensor)]
+    run = _Run(sae, config, Path(out) if out is not None else None, data)
     if resampling:
         run.resample = lambda step: resample(sae, _sample(activations, RESAMPLE_TOKENS, seed), run.adam, step)
     if run.finished():
@@ -179,7 +185,7 @@ def train(
 class _Run:
     """The state of one training run, and its folder."""
 
-    def __init__(self, sae: SAE, config: TrainConfig, folder: Path | None):
+    def __init__(self, sae: SAE, config: TrainConfig, folder: Path | None, data: list[str]):
         self.sae, self.config, self.folder = sae, config, folder
         self.adam = torch.optim.Adam(sae.parameters(), lr=config.lr, betas=config.betas, fused=True)
         self.loss = sparse.loss if config.fast and sparse.suits(sae) else type(sae).loss
@@ -190,7 +196,8 @@ class _Run:
         self.history: list[dict[str, float]] = []
         self.calibration: Calibration | None = None
         # everything that determines the result; a folder of another run is never continued
-        self.key = digest([asdict(config), {k: v for k, v in sae.config.items() if k != "versions"}])
+        settings = {name: value for name, value in sae.config.items() if name != "versions"}
+        self.key = digest([asdict(config), settings, sae.seed, data])
 
     def go_on(self, batches: Iterator[Tensor]) -> None:
         config, sae = self.config, self.sae
@@ -328,7 +335,9 @@ def _revive(sae: SAE, config: TrainConfig) -> str:
     """What is done for dead latents, and set up for it."""
     way = config.revive or ("auxk" if isinstance(sae, TopKSAE) and sae.aux_k else "none")
     if way == "auxk" and not (isinstance(sae, TopKSAE) and sae.aux_k):
-        raise ValueError(f"revive='auxk' suits TopK and BatchTopK SAEs with aux_k > 0, and this is {sae}: 'resample'?")
+        raise ValueError(
+            f"revive='auxk' suits TopK and BatchTopK SAEs with aux_k > 0, and this is {sae}: try revive='resample'"
+        )
     if way != "auxk" and isinstance(sae, TopKSAE):
         sae.aux_k = 0
     if way != "none" and sae.dead_after_tokens > config.tokens:
@@ -342,7 +351,7 @@ def _revive(sae: SAE, config: TrainConfig) -> str:
 
 @torch.no_grad()
 def resample(sae: SAE, x: Float[Tensor, "tokens d_in"], adam: torch.optim.Adam, seed: int) -> int:
-    """Let dead latents start again where `sae` fails, and forget what Adam knew of them; gives their number.
+    """Let dead latents start again where `sae` fails, and forget what Adam knew of them; returns how many.
 
     Inputs are drawn with probability proportional to their squared loss. Such an input, at length 1, becomes the
     decoder's row; at 0.2 times the mean length of the living, the encoder's column; the bias becomes 0. Bricken et al.
@@ -375,10 +384,6 @@ def resample(sae: SAE, x: Float[Tensor, "tokens d_in"], adam: torch.optim.Adam, 
 # -- data ----------------------------------------------------------------------------------------
 
 
-def activations_width(activations: ActivationStore | Tensor) -> int:
-    return activations.d_in if isinstance(activations, ActivationStore) else activations.shape[-1]
-
-
 def _batches(activations: ActivationStore | Tensor, n: int, seed: int) -> Iterator[Tensor]:
     if isinstance(activations, ActivationStore):
         yield from activations.batches(n)
@@ -395,6 +400,12 @@ def _sample(activations: ActivationStore | Tensor, n: int, seed: int) -> Tensor:
     if isinstance(activations, ActivationStore):
         return activations.sample(min(n, len(activations)))
     return activations[torch.randperm(len(activations), generator=generator(seed, "sample"))[:n]].float()
+
+
+def _sketch(x: Float[Tensor, "tokens d_in"]) -> str:
+    """A digest of a tensor's size and of some hundred of its rows: another tensor has another."""
+    rows = x[:: max(1, len(x) // 256)].detach().float().cpu()
+    return digest([list(x.shape), hashlib.sha256(rows.contiguous().numpy().tobytes()).hexdigest()])
 
 
 def _check_finite(x: Tensor, step: int) -> None:

@@ -43,21 +43,20 @@ def load_sae(path: str | Path) -> SAE:
     """
     folder = Path(path)
     if not (folder / "config.json").is_file() or not (folder / "sae.safetensors").is_file():
-        raise ValueError(f"{folder} is no saved SAE: a folder with config.json and sae.safetensors is wanted")
+        raise ValueError(f"{folder} is not a saved SAE: expected a folder with config.json and sae.safetensors")
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         tensors = load_file(folder / "sae.safetensors")
     except (json.JSONDecodeError, UnicodeDecodeError, SafetensorError) as error:
         raise ValueError(f"{folder} is damaged ({error}): save the SAE again, or train it anew") from error
-    if config.get("variant") not in VARIANTS:
-        raise unknown("variant", str(config.get("variant")), VARIANTS)
+    variant = config.get("variant") if isinstance(config, dict) else None
+    if variant not in VARIANTS:
+        raise unknown("variant", str(variant), VARIANTS)
     kind = VARIANTS[config["variant"]]
     try:
         settings = {name: config[name] for name in ("d_in", "d_sae", "normalize", *kind.settings)}
         sae = kind(settings.pop("d_in"), settings.pop("d_sae"), **settings)
         sae = sae.to(tensors["W_enc"].dtype)
-        if isinstance(sae, BatchTopKSAE):
-            sae.threshold = sae.threshold.expand(tensors["threshold"].shape).clone()  # one, or one for each latent
         sae.load_state_dict(tensors)
     except (KeyError, RuntimeError, TypeError) as error:
         raise ValueError(f"{folder}: config.json and sae.safetensors do not belong together ({error})") from error

@@ -1,7 +1,7 @@
 """What all sparse autoencoders here share: one matrix of pre-activations, a cut, a decoder.
 
     z      = relu((x - b_dec) @ W_enc + b_enc)      pre-activations, (tokens, latents)
-    latent = z where the cut keeps it, else 0       the variants differ here, and only here
+    latent = z where the cut keeps it, else 0       the variants differ here, and in what they add to the loss
     x_hat  = latent @ W_dec + b_dec
 
 All of it in normalised units: an SAE takes raw activations, normalises them itself and gives raw ones back. The cuts
@@ -69,7 +69,20 @@ def keep_above(
     z: Float[Tensor, "tokens latents"], theta: float | Float[Tensor, "*latents"]
 ) -> Float[Tensor, "tokens latents"]:
     """The entries strictly above theta, one number for all latents or one for each."""
+    if isinstance(theta, Tensor) and theta.dim() == 0:
+        theta = theta.expand(1)  # else PyTorch compares in the precision of z, in which theta may be another number
     return torch.where(z > theta, z, 0)
+
+
+def check_activations(x: Any, d_in: int) -> None:
+    """Refuse what is not a tensor (tokens, d_in), where leading dimensions would be counted as something else."""
+    if not isinstance(x, Tensor):
+        raise TypeError(f"activations must be a torch tensor, and this is a {type(x).__name__}: torch.as_tensor(x)")
+    if x.dim() != 2 or x.shape[1] != d_in:
+        raise ValueError(
+            f"activations have shape {tuple(x.shape)}: give (tokens, {d_in}), as x.reshape(-1, {d_in}) makes of "
+            "activations of this width"
+        )
 
 
 def check_theta(theta: Float[Tensor, "*latents"]) -> None:
@@ -109,7 +122,7 @@ class SAE(nn.Module):
             raise ValueError(f"d_in={d_in} and d_sae={d_sae}: both must be at least 1")
         if normalize not in NORMALIZATIONS:
             raise unknown("normalize", str(normalize), NORMALIZATIONS)
-        self.d_in, self.d_sae, self.normalize = d_in, d_sae, normalize
+        self.d_in, self.d_sae, self.normalize, self.seed = int(d_in), int(d_sae), normalize, seed
         directions = torch.randn(d_sae, d_in, generator=generator(seed, "decoder"))
         self.W_dec = nn.Parameter(directions / directions.norm(dim=1, keepdim=True))
         # (d_in, d_sae), but in memory a row for each latent: its gradient arises as one (see sparse.py)
@@ -131,7 +144,7 @@ class SAE(nn.Module):
         return self.cuts[0]
 
     def keep(self, z: Float[Tensor, "tokens d_sae"], cut: str) -> Float[Tensor, "tokens d_sae"]:
-        """The latents: `z` with only the entries that `cut` keeps."""
+        """The latents, from what `_pre` gives: in most variants `z` with only the entries that `cut` keeps."""
         raise NotImplementedError
 
     def penalty(self, z: Float[Tensor, "tokens d_sae"], latents: Float[Tensor, "tokens d_sae"]) -> Float[Tensor, ""]:
@@ -197,7 +210,9 @@ class SAE(nn.Module):
         self.tokens_since_fired += tokens
         self.tokens_since_fired[fired] = 0
 
-    def _rows(self, x: Tensor) -> tuple[Tensor, Any]:
+    def _rows(self, x: Any) -> tuple[Tensor, Any]:
+        if not isinstance(x, Tensor):
+            raise TypeError(f"x must be a torch tensor, and is a {type(x).__name__}: torch.as_tensor(x) makes one")
         if x.shape[-1] != self.d_in:
             raise ValueError(f"x has shape {tuple(x.shape)}, and its last dimension must be d_in={self.d_in}")
         return pack([x], "* d")

@@ -43,6 +43,11 @@ class BatchTopKSAE(TopKSAE):
         self._check_calibrated()
         return keep_above(z, self.threshold)
 
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *rest: Any) -> None:
+        if (saved := state_dict.get(prefix + "threshold")) is not None:  # one, or one for each latent
+            self.threshold = self.threshold.reshape(-1)[:1].expand(saved.numel()).reshape(saved.shape).clone()
+        super()._load_from_state_dict(state_dict, prefix, *rest)
+
     def _check_calibrated(self) -> None:
         if self.threshold.isnan().any():
             raise RuntimeError(

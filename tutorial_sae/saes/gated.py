@@ -6,8 +6,8 @@
 
 The L1 norm pulls on the gate alone, so values are not shrunk. A gate has no gradient from f; the last term, in which
 the decoder is a constant, teaches it. `W_enc` stores W_gate, `b_enc` stores b_mag. As the paths share their directions,
-a gated SAE is a JumpReLU SAE with theta = b_mag - exp(r_mag) * b_gate. Rajamanoharan et al. 2024, arXiv 2404.16014,
-sections 3.2.1 and 3.2.2.
+a gated SAE is a JumpReLU SAE with theta = max(0, b_mag - exp(r_mag) * b_gate). Rajamanoharan et al. 2024, arXiv
+2404.16014, sections 3.2.1 and 3.2.2.
 """
 
 from __future__ import annotations
@@ -23,7 +23,10 @@ from tutorial_sae.saes.vanilla import check_l1
 
 
 class GatedSAE(SAE):
-    """`l1`: weight of the L1 norm of the open gates, in normalised units. The L0 it leads to is found by trying."""
+    """`l1`: weight of the L1 norm of the open gates, in normalised units. The L0 it leads to is found by trying.
+
+    Inside, z is what both paths share: (x - b_dec) @ W_gate, without a bias.
+    """
 
     variant = "gated"
     cuts = ("own",)
@@ -36,7 +39,7 @@ class GatedSAE(SAE):
         self.r_mag = nn.Parameter(torch.zeros(d_sae))
 
     def _pre(self, x_n: Float[Tensor, "tokens d_in"]) -> Float[Tensor, "tokens d_sae"]:
-        return self._linear(x_n)  # what both paths share
+        return self._linear(x_n)
 
     def magnitude(self, z: Float[Tensor, "*batch d_sae"]) -> Float[Tensor, "*batch d_sae"]:
         return (self.r_mag.exp() * z + self.b_enc).relu()

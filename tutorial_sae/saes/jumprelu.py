@@ -10,7 +10,9 @@ kernel density estimate does. They need both halves of the window, and so pi bef
 
 Rajamanoharan et al. 2024, arXiv 2407.14435: the loss is its equation 9, the estimators are 11 and 12. Unless told
 otherwise theta starts at the bandwidth, as in Gemma Scope (arXiv 2408.05147, section 3.2). Setting L0 by a quadratic
-penalty is in Gemma Scope 2 (section 2.3); the strength d_in is ours.
+penalty is in Gemma Scope 2 (section 2.3); the strength d_in is ours. Where inputs are scaled to E|x|^2 = 1, as in Gemma
+Scope, thresholds and bandwidths times sqrt(d_in), and coefficients times d_in, are those here, where E|x|^2 = d_in. The
+default bandwidth is wider than theirs, 0.001 there, for runs of minutes.
 """
 
 from __future__ import annotations
@@ -61,11 +63,13 @@ class Step(torch.autograd.Function):
 
 class JumpReLUSAE(SAE):
     """`l0_coefficient` charges for each latent kept, and the L0 it leads to is found by trying; `target_l0` asks for
-    an L0. One of the two. `bandwidth` and `theta`, where thresholds start, are in normalised units (E|x|^2 = d_in)."""
+    an L0. One of the two. `bandwidth` and `theta`, where thresholds start, are in normalised units (E|x|^2 = d_in).
+    Thresholds move by about the learning rate in a step: for a few hundred steps start them near where they will end,
+    of which 1 is a good guess."""
 
     variant = "jumprelu"
     cuts = ("own",)
-    settings = ("l0_coefficient", "target_l0", "bandwidth")
+    settings = ("l0_coefficient", "target_l0", "bandwidth", "theta")
 
     def __init__(
         self,
@@ -90,9 +94,12 @@ class JumpReLUSAE(SAE):
             raise ValueError(f"target_l0={target_l0}: choose a number above 0 and up to d_sae={d_sae}")
         if not 0 < bandwidth < float("inf"):
             raise ValueError(f"bandwidth={bandwidth}: choose a positive number, in units where E|x|^2 = d_in")
-        self.l0_coefficient, self.target_l0, self.bandwidth = l0_coefficient, target_l0, bandwidth
-        self.threshold = nn.Parameter(torch.full((d_sae,), float(bandwidth if theta is None else theta)))
-        check_theta(self.threshold)
+        if theta is not None and not 0 < theta < float("inf"):
+            raise ValueError(f"theta={theta}: choose a positive number, in units where E|x|^2 = d_in")
+        self.l0_coefficient = None if l0_coefficient is None else float(l0_coefficient)
+        self.target_l0 = None if target_l0 is None else float(target_l0)
+        self.bandwidth, self.theta = float(bandwidth), float(bandwidth if theta is None else theta)
+        self.threshold = nn.Parameter(torch.full((self.d_sae,), self.theta))
 
     def _pre(self, x_n: Float[Tensor, "tokens d_in"]) -> Float[Tensor, "tokens d_sae"]:
         return self._linear(x_n, self.b_enc)  # pi: no ReLU, for the window may reach below 0
@@ -121,4 +128,4 @@ class JumpReLUSAE(SAE):
     @torch.no_grad()
     def restart(self, latents: Int[Tensor, " n"], directions: Float[Tensor, "n d_in"], norm: float) -> None:
         super().restart(latents, directions, norm)
-        self.threshold[latents] = float(self.bandwidth)
+        self.threshold[latents] = self.theta

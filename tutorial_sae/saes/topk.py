@@ -38,7 +38,9 @@ class TopKSAE(SAE):
         **options: Any,
     ):
         super().__init__(d_in, d_sae, **options)
-        self.k, self.aux_k, self.dead_after_tokens = k, aux_k, dead_after_tokens
+        if aux_k < 0 or dead_after_tokens < 1:
+            raise ValueError(f"aux_k={aux_k}, dead_after_tokens={dead_after_tokens}: choose at least 0, and at least 1")
+        self.k, self.aux_k, self.dead_after_tokens = k, int(aux_k), int(dead_after_tokens)
 
     @property
     def k(self) -> int | float:
@@ -54,7 +56,7 @@ class TopKSAE(SAE):
             raise ValueError(
                 f"k={k} is not whole, and TopK counts entries of each token: choose k={max(1, round(k))}, or BatchTopK"
             )
-        self._k = int(k) if k == int(k) else k
+        self._k = int(k) if k == int(k) else float(k)
 
     def keep(self, z: Float[Tensor, "tokens d_sae"], cut: str) -> Float[Tensor, "tokens d_sae"]:
         if cut == "batch":
@@ -72,6 +74,7 @@ class TopKSAE(SAE):
         return self.auxk(x_n, error)
 
     def auxk(self, x_n: Float[Tensor, "tokens d_in"], error: Float[Tensor, "tokens d_in"]) -> Float[Tensor, ""]:
+        """AuxK by itself, from z of the dead alone: the fast path has no other z."""
         dead = (self.tokens_since_fired >= self.dead_after_tokens).nonzero().squeeze(1)
         if not self.training or self.aux_k == 0 or len(dead) == 0:
             return error.new_zeros(())

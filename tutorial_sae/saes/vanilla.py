@@ -5,7 +5,8 @@
 
 Without either, the penalty could be cheated: halve the latents, double the decoder. It charges for size as well as for
 number, so values come out too small (shrinkage). Unit rows: Bricken et al. 2023, Towards Monosemanticity, and the plain
-form of Bussmann et al. 2024, section 2. Weighted: Anthropic's Circuits Updates of April 2024.
+form of Bussmann et al. 2024, section 2 (their code averages the squared error over d_in: its coefficient times d_in is
+l1 here). Weighted: Anthropic's Circuits Updates of April 2024.
 """
 
 from __future__ import annotations
@@ -50,5 +51,5 @@ class VanillaSAE(SAE):
 
 def check_l1(l1: int | float) -> int | float:
     if not 0 <= l1 < float("inf"):
-        raise ValueError(f"l1={l1} is no penalty: choose a number of at least 0")
-    return l1
+        raise ValueError(f"l1={l1} cannot be a penalty: choose a number of at least 0")
+    return float(l1)
