@@ -222,7 +222,7 @@ def test_highlighted_text_is_escaped_and_marks_its_peak():
         (["train", "--k", "99999"], "exceeds d_sae"),
         (["train", "--d-sae", "0"], "at least 1"),
         (["train", "--tokens", "0"], "at least 1"),
-        (["evaluate", "nowhere"], "no saved SAE"),
+        (["evaluate", "nowhere"], "not a saved SAE"),
     ],
 )
 def test_bad_arguments_exit_with_2_and_a_sentence(arguments, message, capsys):
