@@ -477,7 +477,7 @@ def test_learned_holds_l0_at_k_of_a_trained_sae(trained):
     assert trained[3].l0 == pytest.approx(4, rel=0.05)
 
 
-@pytest.mark.parametrize(("k", "normalize"), [(4, "none"), (12, "token")])
+@pytest.mark.parametrize(("k", "normalize"), [(4, "none"), (20, "none"), (12, "token")])
 def test_learned_holds_l0_at_k_of_an_untrained_sae(k, normalize):
     sae, x = smooth_sae(k, normalize), 30 * smooth_tokens(512) + 200
     if normalize == "none":
@@ -486,6 +486,13 @@ def test_learned_holds_l0_at_k_of_an_untrained_sae(k, normalize):
     z = np.concatenate(all_z(sae, [x], normalize))
     assert result.l0 == pytest.approx(mean_l0([z], oracles.array(result.theta)), abs=0.02)
     assert result.l0 == pytest.approx(k, rel=0.05)
+
+
+def test_learned_with_too_few_positive_entries_keeps_them_all():
+    sae, x = smooth_sae(k=60), smooth_tokens(256)
+    result = calibrate_threshold(sae, x, method="learned")
+    assert result.l0 == np.count_nonzero(all_z(sae, [x])[0]) / 256
+    assert (torch.as_tensor(result.theta) > 0).all()
 
 
 def test_learned_touches_nothing_but_the_threshold(learned):

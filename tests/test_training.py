@@ -95,7 +95,7 @@ def test_penalty_warms_up_inside_training_but_the_loss_states_it_in_full():
     sae = VanillaSAE(D_IN, D_SAE, l1=2.0)
     latents = sae.encode(activations(8))
     assert float(sae.loss(activations(8)).penalty.detach()) == pytest.approx(
-        float(2.0 * latents.sum(1).mean()), rel=1e-5
+        float(2.0 * latents.detach().sum(1).mean()), rel=1e-5
     )
 
 

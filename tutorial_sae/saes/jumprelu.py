@@ -10,9 +10,9 @@ kernel density estimate does. They need both halves of the window, and so pi bef
 
 Rajamanoharan et al. 2024, arXiv 2407.14435: the loss is its equation 9, the estimators are 11 and 12. Unless told
 otherwise theta starts at the bandwidth, as in Gemma Scope (arXiv 2408.05147, section 3.2). Setting L0 by a quadratic
-penalty is in Gemma Scope 2 (section 2.3); the strength d_in is ours. Where inputs are scaled to E|x|^2 = 1, as in Gemma
-Scope, thresholds and bandwidths times sqrt(d_in), and coefficients times d_in, are those here, where E|x|^2 = d_in. The
-default bandwidth is wider than theirs, 0.001 there, for runs of minutes.
+penalty is in Gemma Scope 2 (section 2.3); the strength d_in is ours. Of inputs scaled to E|x|^2 = 1 (one reading of
+Gemma Scope's unit mean squared norm; the other is per coordinate, as here), thresholds and bandwidths times sqrt(d_in)
+and coefficients times d_in are those here. The default bandwidth is wider than 0.001 in either reading: for short runs.
 """
 
 from __future__ import annotations
@@ -65,7 +65,8 @@ class JumpReLUSAE(SAE):
     """`l0_coefficient` charges for each latent kept, and the L0 it leads to is found by trying; `target_l0` asks for
     an L0. One of the two. `bandwidth` and `theta`, where thresholds start, are in normalised units (E|x|^2 = d_in).
     Thresholds move by about the learning rate in a step: for a few hundred steps start them near where they will end,
-    of which 1 is a good guess."""
+    of which 1 is a good guess.
+    """
 
     variant = "jumprelu"
     cuts = ("own",)
@@ -89,7 +90,7 @@ class JumpReLUSAE(SAE):
                 "or the L0 to aim at"
             )
         if l0_coefficient is not None and not 0 <= l0_coefficient < float("inf"):
-            raise ValueError(f"l0_coefficient={l0_coefficient} is no penalty: choose a number of at least 0")
+            raise ValueError(f"l0_coefficient={l0_coefficient} cannot be a penalty: choose a number of at least 0")
         if target_l0 is not None and not 0 < target_l0 <= d_sae:
             raise ValueError(f"target_l0={target_l0}: choose a number above 0 and up to d_sae={d_sae}")
         if not 0 < bandwidth < float("inf"):
