@@ -136,7 +136,7 @@ def train(
     config: TrainConfig | None = None,
     *,
     out: str | Path | None = None,
-    calibration: Float[Tensor, "tokens d_in"] | None = None,
+    calibration: Float[Tensor, "_ d_in"] | None = None,
     seed: int = 0,
 ) -> TrainResult:
     """Train `sae` in place, calibrate it if it is a BatchTopK SAE, and give it back in eval mode.
