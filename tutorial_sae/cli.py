@@ -144,7 +144,7 @@ def _train(options: argparse.Namespace) -> None:
     from tutorial_sae.runtime import digest
     from tutorial_sae.saes import VARIANTS, load_sae
     from tutorial_sae.text import load_text
-    from tutorial_sae.training import CALIBRATION_BATCH, CALIBRATION_BATCHES, RECIPES, train
+    from tutorial_sae.training import RECIPES, calibration_activations, train
 
     if options.list:
         for name, recipe in RECIPES.items():
@@ -170,10 +170,7 @@ def _train(options: argparse.Namespace) -> None:
     store = ActivationStore(model, load_text(), tokens=min(config.tokens, recipe.harvest), seed=options.seed)
     calibration = None
     if options.sae == "batchtopk":
-        tokens = CALIBRATION_BATCHES * CALIBRATION_BATCH
-        calibration = ActivationStore(
-            model, load_text(split="calibration"), tokens=tokens, norm_limit=store.norm_limit
-        )[:]
+        calibration = calibration_activations(model, store.hook, store.norm_limit)
     sae = VARIANTS[options.sae](store.d_in, d_sae, seed=options.seed, **settings)
     result = train(sae, store, config, out=out, calibration=calibration)
     print(f"trained {load_sae(out)}")
@@ -182,13 +179,12 @@ def _train(options: argparse.Namespace) -> None:
 
 
 def _evaluate(options: argparse.Namespace) -> None:
-    from tutorial_sae.activations import ActivationStore
     from tutorial_sae.metrics import evaluate
     from tutorial_sae.models import load_model
     from tutorial_sae.saes import load_sae
     from tutorial_sae.text import load_text
     from tutorial_sae.threshold import calibrate_threshold
-    from tutorial_sae.training import CALIBRATION_BATCH, CALIBRATION_BATCHES
+    from tutorial_sae.training import CALIBRATION_BATCH, calibration_activations
 
     sae = load_sae(options.folder)
     if sae.metadata["model"] is None:
@@ -196,9 +192,8 @@ def _evaluate(options: argparse.Namespace) -> None:
     model = load_model(sae.metadata["model"])
     if options.calibrate:
         limit = (sae.metadata["mask"] or {}).get("norm_limit")
-        sizes = {"tokens": CALIBRATION_BATCHES * CALIBRATION_BATCH, "norm_limit": limit}
-        store = ActivationStore(model, load_text(split="calibration"), sae.metadata["hook"], **sizes)
-        print("calibrated:", calibrate_threshold(sae, store[:], batch_size=CALIBRATION_BATCH))
+        data = calibration_activations(model, sae.metadata["hook"], limit)
+        print("calibrated:", calibrate_threshold(sae, data, batch_size=CALIBRATION_BATCH))
         sae.save(options.folder)
     result = evaluate(sae, model, load_text(split="heldout"), cut=options.cut).numbers()
     write_json(Path(options.folder) / "eval.json", result)

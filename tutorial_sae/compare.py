@@ -25,7 +25,7 @@ from tutorial_sae.report import cross_table, results_table, write_report
 from tutorial_sae.runtime import TutorialError, digest, generator, hardware, unknown, versions, write_json
 from tutorial_sae.saes import SAE, VARIANTS
 from tutorial_sae.text import load_text
-from tutorial_sae.training import RECIPES, Recipe, TrainConfig, TrainResult, train
+from tutorial_sae.training import RECIPES, Recipe, TrainConfig, TrainResult, calibration_activations, train
 
 
 class Tier(NamedTuple):
@@ -112,9 +112,7 @@ class Comparison:
 
     @cached_property
     def calibration(self) -> Tensor:
-        text, limit = load_text(split="calibration"), self.store.norm_limit
-        tokens = self.tier.calibration
-        return ActivationStore(self.model, text, self.tier.hook, tokens=tokens, norm_limit=limit)[:]
+        return calibration_activations(self.model, self.tier.hook, self.store.norm_limit, self.tier.calibration)
 
     @cached_property
     def heldout(self) -> Heldout:

@@ -179,6 +179,7 @@ def evaluate(
 def _evaluate(sae: SAE | PCA, heldout: Heldout, cut: str | None, with_kl: bool) -> EvalResult:
     store = heldout.store
     device = sae.W_enc.device if isinstance(sae, SAE) else torch.device("cpu")
+    mean = heldout.mean.to(device)
     fired = torch.zeros(sae.d_sae, dtype=torch.long)
     l0 = torch.zeros(len(store), dtype=torch.long)
     squared_error, length, along = torch.zeros(3, dtype=torch.float64)
@@ -186,10 +187,10 @@ def _evaluate(sae: SAE | PCA, heldout: Heldout, cut: str | None, with_kl: bool) 
     for chosen in torch.randperm(len(store), generator=generator(0, "evaluate")).split(EVAL_BATCH):
         x = store[chosen].to(device)
         latents = sae.encode(x, cut)
-        c, c_hat = x - heldout.mean.to(device), sae.decode(latents, like=x) - heldout.mean.to(device)
-        squared_error += (c - c_hat).double().square().sum().cpu()
-        length += c_hat.double().square().sum().cpu()
-        along += (c_hat.double() * c.double()).sum().cpu()
+        c, c_hat = (x - mean).double(), (sae.decode(latents, like=x) - mean).double()
+        squared_error += (c - c_hat).square().sum().cpu()
+        length += c_hat.square().sum().cpu()
+        along += (c_hat * c).sum().cpu()
         on = (latents != 0).cpu()
         fired += on.sum(dim=0)
         l0[chosen] = on.sum(dim=1)

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from tutorial_sae.saes import SAE, BatchTopKSAE, GatedSAE, JumpReLUSAE, Loss, TopKSAE, VanillaSAE
+from tutorial_sae.saes import SAE, VARIANTS, BatchTopKSAE, GatedSAE, JumpReLUSAE, Loss, TopKSAE, VanillaSAE
 from tutorial_sae.saes import base as reference
 from tutorial_sae.saes.jumprelu import JumpReLU, Step
 
@@ -187,8 +187,7 @@ def _terms(
 
 def suits(sae: SAE) -> bool:
     """Whether there is a fast path for this SAE where it is."""
-    known = type(sae) in (VanillaSAE, GatedSAE, TopKSAE, BatchTopKSAE, JumpReLUSAE)
-    return known and sae.W_enc.device.type == "cpu" and sae.W_enc.dtype == torch.float32
+    return type(sae) in VARIANTS.values() and sae.W_enc.device.type == "cpu" and sae.W_enc.dtype == torch.float32
 
 
 def loss(sae: SAE, x: Float[Tensor, "*batch d_in"]) -> Loss:

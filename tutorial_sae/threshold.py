@@ -103,7 +103,8 @@ def calibrate_threshold(
     elif method == "target_l0":
         # the cut of the pool lies between its batches' own, give or take an entry
         theta = _pooled(sae, batches, 0.9 * float(minima.min()), float(minima.max()))
-        minima = torch.stack([_pooled(sae, [x]) for x in batches if sae.pre_activations(x).any()])
+        positive = ((z[z > 0].float(), budget_of(sae.k, len(z))) for z in _matrices(sae, batches))
+        minima = torch.stack([_cut(values, budget) for values, budget in positive if len(values)])
     elif method == "learned":
         theta = _learned(sae, batches, theta)
     sae.threshold = theta.to(sae.W_enc.device)
@@ -151,10 +152,17 @@ def _pooled(
         between.append(z[(z > low) & (z <= high)])
     rest = torch.cat(between)
     if above <= budget < above + len(rest):
-        return rest.kthvalue(above + len(rest) - budget).values
+        return _cut(rest, budget - above)
     if low > 0 or high < math.inf:
         return _pooled(sae, batches, unit=unit)
-    return torch.nextafter(rest.min(), torch.zeros_like(rest[0]))  # all positive entries are kept
+    return _cut(rest, len(rest))
+
+
+def _cut(values: Float[Tensor, " n"], budget: int) -> Float[Tensor, ""]:
+    """The number above which `budget` of the positive `values` lie; just below the smallest if they are no more."""
+    if budget < len(values):
+        return values.kthvalue(len(values) - budget).values
+    return torch.nextafter(values.min(), torch.zeros_like(values[0]))
 
 
 def _learned(

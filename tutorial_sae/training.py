@@ -42,6 +42,7 @@ from tutorial_sae.runtime import (
 )
 from tutorial_sae.saes import SAE, BatchTopKSAE, TopKSAE, load_sae
 from tutorial_sae.saes.base import check_activations
+from tutorial_sae.text import load_text
 from tutorial_sae.threshold import Calibration, calibrate_threshold
 
 NORMALIZATION_TOKENS = 50_000
@@ -400,6 +401,14 @@ def _sample(activations: ActivationStore | Tensor, n: int, seed: int) -> Tensor:
     if isinstance(activations, ActivationStore):
         return activations.sample(min(n, len(activations)))
     return activations[torch.randperm(len(activations), generator=generator(seed, "sample"))[:n]].float()
+
+
+def calibration_activations(
+    model: Any, hook: str, norm_limit: float | None, tokens: int = CALIBRATION_BATCHES * CALIBRATION_BATCH
+) -> Float[Tensor, "tokens d_in"]:
+    """Raw activations of documents that are neither trained nor tested on, under the mask of the training data."""
+    text = load_text(split="calibration")
+    return ActivationStore(model, text, hook, tokens=tokens, norm_limit=norm_limit)[:]
 
 
 def _sketch(x: Float[Tensor, "tokens d_in"]) -> str:

@@ -52,7 +52,7 @@ def load_sae(path: str | Path) -> SAE:
     variant = config.get("variant") if isinstance(config, dict) else None
     if variant not in VARIANTS:
         raise unknown("variant", str(variant), VARIANTS)
-    kind = VARIANTS[config["variant"]]
+    kind = VARIANTS[variant]
     try:
         settings = {name: config[name] for name in ("d_in", "d_sae", "normalize", *kind.settings)}
         sae = kind(settings.pop("d_in"), settings.pop("d_sae"), **settings)
