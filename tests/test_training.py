@@ -14,7 +14,7 @@ import torch
 from tutorial_sae import BatchTopKSAE, GatedSAE, JumpReLUSAE, TopKSAE, TrainConfig, VanillaSAE, load_sae, train
 from tutorial_sae.runtime import TutorialError
 from tutorial_sae.saes.base import check_activations
-from tutorial_sae.training import resample
+from tutorial_sae.training import hand_over, named, optimizer, resample
 
 D_IN, D_SAE = 16, 48
 SMALL: dict[str, Any] = {"tokens": 6_400, "batch_size": 64, "lr": 2e-3}
@@ -251,6 +251,36 @@ def test_resampling_wakes_what_auxk_cannot_reach(make, revive, woken):
     assert int(fired[:16].sum()) == woken
 
 
+def stepped(sae, x) -> torch.optim.Adam:
+    """The optimiser after one step, so that there are moments to forget."""
+    adam = optimizer(sae, TrainConfig())
+    sae.loss(x).total.backward()
+    hand_over(sae, adam)
+    adam.step()
+    return adam
+
+
+@pytest.mark.parametrize("make", [lambda: GatedSAE(D_IN, D_SAE, l1=0.2), lambda: JumpReLUSAE(D_IN, D_SAE, target_l0=4)])
+def test_adam_on_rows_does_what_adam_on_the_parameters_does(make):
+    one, other, x = make(), make(), activations()
+    rows, plain = (
+        optimizer(one, TrainConfig()),
+        torch.optim.Adam(other.parameters(), lr=TrainConfig.lr, betas=(0.9, 0.99)),
+    )
+    for _ in range(3):
+        for sae, adam in ((one, rows), (other, plain)):
+            sae.zero_grad()
+            sae.loss(x).total.backward()
+            if adam is rows:
+                hand_over(sae, adam)
+            adam.step()
+            sae.constrain()
+    for (name, a), b in zip(one.named_parameters(), other.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6, msg=name)
+    assert dict(named(rows))["W_enc"].data_ptr() == one.W_enc.data_ptr()
+    assert all(parameter.is_contiguous() for _, parameter in named(rows))
+
+
 @pytest.mark.parametrize("make", [lambda: GatedSAE(D_IN, D_SAE, l1=0.2), lambda: JumpReLUSAE(D_IN, D_SAE, target_l0=4)])
 def test_resampled_latents_are_as_the_paper_says(make):
     sae, x = make(), activations()
@@ -258,9 +288,7 @@ def test_resampled_latents_are_as_the_paper_says(make):
     with torch.no_grad():
         for parameter in sae.parameters():
             parameter += 0.1
-    adam = torch.optim.Adam(sae.parameters())
-    sae.loss(x).total.backward()
-    adam.step()
+    adam = stepped(sae, x)
     sae.dead_after_tokens = 5000
     sae.tokens_since_fired[[3, 7]] = 5000
     before = {name: p.detach().clone() for name, p in sae.named_parameters()}
@@ -278,10 +306,10 @@ def test_resampled_latents_are_as_the_paper_says(make):
         torch.testing.assert_close(sae.W_enc.detach()[:, latent], length * row, rtol=1e-4, atol=1e-6)
         assert sae.b_enc[latent] == 0
         assert sae.tokens_since_fired[latent] == 0
-        for name, parameter in sae.named_parameters():
+        for name, parameter in named(adam):
             moments = adam.state[parameter]["exp_avg_sq"]
-            mine = moments[:, latent] if name == "W_enc" else moments[latent]
-            assert name == "b_dec" or not mine.any(), name
+            assert name == "b_dec" or not moments[latent].any(), name
+            assert name == "b_dec" or moments[[0, 1, 2, 4, 5, 6]].any(), name
     for name, parameter in sae.named_parameters():
         old = before[name]
         same = (
@@ -300,9 +328,7 @@ def test_resampling_prefers_what_is_badly_reconstructed():
     x[90:, 1] = 50.0  # far from anything
     with torch.no_grad():
         sae.b_dec[0] = 1.0
-    sae.train().loss(x).total.backward()
-    adam = torch.optim.Adam(sae.parameters())
-    adam.step()
+    adam = stepped(sae.train(), x)
     with torch.no_grad():
         sae.W_enc.zero_()
     sae.dead_after_tokens = 10

@@ -48,11 +48,12 @@ def keep_positive(z: Float[Tensor, "tokens latents"]) -> Kept:
 
 def keep_row(z: Float[Tensor, "tokens latents"], k: int) -> Kept:
     """The k largest positive entries of each row; ties go to the lower index."""
-    cut = z.topk(k, dim=-1).values[:, -1:]
-    chosen = (z >= cut) & (z > 0)
-    if (chosen.sum(dim=-1) > k).any():  # ties
+    largest, latents = z.topk(min(k + 1, z.shape[1]), dim=-1)
+    last, next_one = largest[:, k - 1], largest[:, -1]
+    if k < z.shape[1] and ((last == next_one) & (last > 0)).any():  # a tie: which of them topk took is left to chance
         return keep_positive(reference.keep_row(z.relu(), k))
-    index = torch.from_numpy(np.flatnonzero(chosen.numpy()))
+    index = (latents[:, :k].sort(dim=-1).values + z.shape[1] * torch.arange(len(z))[:, None]).view(-1)
+    index = index[z.view(-1)[index] > 0]
     return Kept(index, z.view(-1)[index])
 
 
@@ -87,7 +88,7 @@ class Pairs:
     def by_latent(self) -> tuple[Int[Tensor, " pairs"], Int[Tensor, " d_sae"]]:
         """The pairs in the order of their latents, and where in it each latent starts: a weight's gradient is a bag."""
         count = torch.bincount(self.latent, minlength=self.d_sae)
-        return torch.from_numpy(np.argsort(self.latent.numpy(), kind="stable")), count.cumsum(0) - count
+        return self.latent.argsort(stable=True), count.cumsum(0) - count
 
     def outer(
         self, values: Float[Tensor, " pairs"], vectors: Float[Tensor, "tokens d_in"]
@@ -105,10 +106,10 @@ class _Encode(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, W_enc: Tensor, bias: Tensor, b_dec: Tensor, select: Callable[[Tensor], Kept]
+        ctx: Any, x: Tensor, W_enc: Tensor, bias: Tensor, b_dec: Tensor, z: Tensor, select: Callable[[Tensor], Kept]
     ) -> tuple[Tensor, Pairs]:
         x = x - b_dec
-        index, values = select(torch.addmm(bias, x, W_enc))
+        index, values = select(torch.mm(x, W_enc, out=z).add_(bias))
         ctx.pairs = Pairs(index, len(x), len(bias))
         ctx.save_for_backward(x, W_enc)
         return values, ctx.pairs
@@ -118,7 +119,7 @@ class _Encode(torch.autograd.Function):
         g, pairs = grads[0], ctx.pairs
         x, W_enc = ctx.saved_tensors
         g_bias = torch.zeros(pairs.d_sae).index_add_(0, pairs.latent, g)
-        return None, pairs.outer(g, x).T, g_bias, -(W_enc @ g_bias), None
+        return None, pairs.outer(g, x).T, g_bias, -(W_enc @ g_bias), None, None
 
 
 class _Decode(torch.autograd.Function):
@@ -200,7 +201,9 @@ def loss(sae: SAE, x: Float[Tensor, "*batch d_in"]) -> Loss:
     rows, _ = sae._rows(x)
     x_n, _, scale = sae._normalized(rows)
     bias = sae.b_gate if isinstance(sae, GatedSAE) else sae.b_enc
-    z, pairs = _Encode.apply(x_n, sae.W_enc, bias, sae.b_dec, _select(sae))
+    if sae.scratch.shape != (len(rows), sae.d_sae):
+        sae.scratch = torch.empty(len(rows), sae.d_sae)
+    z, pairs = _Encode.apply(x_n, sae.W_enc, bias, sae.b_dec, sae.scratch, _select(sae))
     latents, penalty, aux = _terms(sae, x_n, z, pairs)
     error = x_n - _Decode.apply(latents, sae.W_dec, sae.b_dec, pairs)
     mse = error.square().sum(dim=-1).mean()

@@ -179,8 +179,32 @@ def train(
         if calibration is None:
             calibration = _sample(activations, CALIBRATION_BATCHES * CALIBRATION_BATCH, seed)
         run.calibration = calibrate_threshold(sae, calibration, batch_size=CALIBRATION_BATCH)
+    sae.scratch = torch.empty(0, 0)
     run.finish()
     return run.result(sae.eval())
+
+
+def optimizer(sae: SAE, config: TrainConfig) -> torch.optim.Adam:
+    """Adam over the parameters by name, each with a row for each latent: W_enc.T, in the same memory, for W_enc.
+
+    So W_enc lies in memory (see sparse.py), and Adam would copy a matrix that is not contiguous, its gradient and its
+    moments in every step. Before `step`, its gradient must be handed over.
+    """
+    row_wise = (
+        (name, p if p.is_contiguous() else torch.nn.Parameter(p.detach().T)) for name, p in sae.named_parameters()
+    )
+    return torch.optim.Adam(row_wise, lr=config.lr, betas=config.betas, fused=True)
+
+
+def named(adam: torch.optim.Adam) -> Iterator[tuple[str, Tensor]]:
+    return zip(adam.param_groups[0]["param_names"], adam.param_groups[0]["params"], strict=True)
+
+
+def hand_over(sae: SAE, adam: torch.optim.Adam) -> None:
+    """Give the rows that `adam` steps the gradients of the parameters of `sae` that they are."""
+    for (_, row_wise), parameter in zip(named(adam), sae.parameters(), strict=True):
+        if row_wise is not parameter and parameter.grad is not None:
+            row_wise.grad = parameter.grad.T
 
 
 class _Run:
@@ -188,7 +212,7 @@ class _Run:
 
     def __init__(self, sae: SAE, config: TrainConfig, folder: Path | None, data: list[str]):
         self.sae, self.config, self.folder = sae, config, folder
-        self.adam = torch.optim.Adam(sae.parameters(), lr=config.lr, betas=config.betas, fused=True)
+        self.adam = optimizer(sae, config)
         self.loss = sparse.loss if config.fast and sparse.suits(sae) else type(sae).loss
         self.resample: Callable[[int], int] | None = None
         self.step = 0
@@ -228,11 +252,13 @@ class _Run:
         self.whole = False
         for group in self.adam.param_groups:
             group["lr"] = self.config.lr_at(self.step)
-        self.adam.zero_grad(set_to_none=True)
+        self.sae.zero_grad()
         loss = self.loss(self.sae, x)
         (loss.total - (1 - self.config.penalty_at(self.step)) * loss.penalty).backward()
         self.sae.project_decoder_grad()
+        hand_over(self.sae, self.adam)
         self.adam.step()
+        self.adam.zero_grad()
         self.sae.constrain()
         self.step += 1
         if self.resample and self.step in {round(part * self.config.steps) for part in RESAMPLE_AT}:
@@ -260,7 +286,7 @@ class _Run:
         if self.folder is None or not self.whole:
             return
         tensors = {f"sae.{name}": tensor for name, tensor in self.sae.state_dict().items()}
-        for name, parameter in self.sae.named_parameters():
+        for name, parameter in named(self.adam):
             tensors |= {f"adam.{key}.{name}": value for key, value in self.adam.state[parameter].items()}
         notes = {"step": self.step, "seconds": self.seconds, "key": self.key, "history": self.history}
         save_tensors(self.folder / "checkpoint" / "state.safetensors", tensors, notes)
@@ -283,12 +309,10 @@ class _Run:
             raise TutorialError(f"{path} is damaged ({error}): remove that file to train from the start") from error
         self._same_run(notes["key"])
         self.sae.load_state_dict({n.removeprefix("sae."): t for n, t in tensors.items() if n.startswith("sae.")})
-        for name, parameter in self.sae.named_parameters():
+        for name, parameter in named(self.adam):
             for key in ("step", "exp_avg", "exp_avg_sq"):
                 if (saved := tensors.get(f"adam.{key}.{name}")) is not None:
-                    # laid out in memory as the parameter is: fused Adam adds up in that order
-                    like = saved if key == "step" else torch.empty_like(parameter)
-                    self.adam.state[parameter][key] = like.copy_(saved)
+                    self.adam.state[parameter][key] = saved if key == "step" else saved.to(parameter.device)
         self.step, self.seconds, self.history = notes["step"], notes["seconds"], notes["history"]
         return True
 
@@ -374,11 +398,10 @@ def resample(sae: SAE, x: Float[Tensor, "tokens d_in"], adam: torch.optim.Adam, 
     )
     directions = torch.nn.functional.normalize(torch.cat(inputs)[drawn.to(latents.device)], dim=1)
     sae.restart(latents, directions, 0.2 * float(sae.W_enc.norm(dim=0)[~dead].mean()))
-    for name, parameter in sae.named_parameters():
+    for name, parameter in named(adam):
         if name != "b_dec":
             for key in ("exp_avg", "exp_avg_sq"):
-                by_latent = adam.state[parameter][key]
-                (by_latent.T if name == "W_enc" else by_latent)[latents] = 0.0
+                adam.state[parameter][key][latents] = 0.0
     return len(latents)
 
 

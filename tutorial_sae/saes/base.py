@@ -133,7 +133,8 @@ class SAE(nn.Module):
         self.register_buffer("norm_scale", torch.tensor(1.0))
         self.register_buffer("tokens_since_fired", torch.zeros(d_sae, dtype=torch.long))
         self.dead_after_tokens = 10_000_000  # silent for so long, a latent counts as dead
-        self.hint = 0.0  # what the fast path remembers from step to step: it changes speed, never results
+        # what the fast path keeps from step to step, for speed: a guess of the cut, and memory for z
+        self.hint, self.scratch = 0.0, torch.empty(0, 0)
         self.metadata: dict[str, Any] = dict.fromkeys(ORIGIN)
 
     # -- what a variant supplies -----------------------------------------------------------------
@@ -257,8 +258,9 @@ class SAE(nn.Module):
     def project_decoder_grad(self) -> None:
         """Remove from the decoder's gradient what would only lengthen its rows (Towards Monosemanticity, 2023)."""
         if self.W_dec.grad is not None:
-            along = (self.W_dec.grad * self.W_dec).sum(dim=1, keepdim=True)
-            self.W_dec.grad -= along * self.W_dec
+            # a product of rows, without a matrix between: fresh memory for one takes longer than the arithmetic
+            along = torch.bmm(self.W_dec.grad.unsqueeze(1), self.W_dec.unsqueeze(2)).squeeze(2)
+            self.W_dec.grad.addcmul_(along, self.W_dec, value=-1)
 
     @torch.no_grad()
     def normalize_decoder(self) -> None:
