@@ -51,6 +51,58 @@ def test_row_cut_selects_what_the_reference_selects(z, k):
     assert torch.equal(dense(sparse.keep_row(z, k), z), keep_row(z, k))
 
 
+def operands(tokens: int = 200, latents: int = 300):
+    chance = torch.Generator().manual_seed(4)
+    x, W = torch.randn(tokens, D_IN, generator=chance), torch.randn(latents, D_IN, generator=chance).T / 3
+    return x, W, 0.1 * torch.randn(latents, generator=chance)
+
+
+def test_candidates_found_in_bfloat16_give_the_cut_of_float32():
+    x, W, bias = operands()
+    z = (x.double() @ W.double() + bias.double()).float()
+    for budget in (1, 50, 1000, 4000):
+        cut = float(z.flatten().sort(descending=True).values[budget - 1])
+        for guess in (0.8 * cut, cut, 1.02 * cut):
+            found = sparse.keep_largest_rough(x, W, bias, budget, guess)
+            assert found is not None
+            kept, mine = found
+            assert mine == pytest.approx(cut, rel=1e-6)
+            assert len(kept.index) == budget
+            assert (kept.index.diff() > 0).all(), "row-major"
+            torch.testing.assert_close(kept.values, z.view(-1)[kept.index], rtol=1e-5, atol=1e-5)
+            assert float(z.view(-1)[kept.index].min()) >= cut * (1 - 1e-6)
+
+
+def test_candidates_that_may_be_incomplete_are_refused():
+    x, W, bias = operands()
+    z = (x @ W + bias).flatten().sort(descending=True).values
+    budget = 1000
+    cut = float(z[budget - 1])
+    assert sparse.keep_largest_rough(x, W, bias, budget, 1.2 * cut) is None, "too few"
+    assert sparse.keep_largest_rough(x, W, bias, budget, cut / 0.9) is None, "the cut is where the candidates end"
+
+
+@pytest.mark.parametrize("drift", [1.0, 0.3, 3.0])
+def test_a_step_by_bfloat16_candidates_is_that_of_the_reference(monkeypatch, drift):
+    monkeypatch.setattr(sparse, "bf16_is_fast", lambda: True)
+    used = []
+    rough = sparse.keep_largest_rough
+    monkeypatch.setattr(sparse, "keep_largest_rough", lambda *a: used.append(rough(*a)) or used[-1])
+    sae, x = BatchTopKSAE(D_IN, D_SAE, k=4.3), activations()
+    sae.fit_normalization(x)
+    other = copy.deepcopy(sae)
+    sparse.loss(sae, x)
+    sae.hint *= drift
+    got, wanted = sparse.loss(sae, x), other.loss(x)
+    assert len(used) == 1
+    assert (used[0] is None) == (drift == 3.0), "a guess far too high finds too few"
+    got.total.backward()
+    wanted.total.backward()
+    torch.testing.assert_close(got.total, wanted.total, rtol=1e-6, atol=0)
+    for (name, a), b in zip(other.named_parameters(), sae.parameters(), strict=True):
+        assert float((a.grad - b.grad).norm() / a.grad.norm()) <= 1e-6, name
+
+
 def test_the_cut_found_is_the_smallest_entry_kept():
     z = torch.rand(50, 80, generator=torch.Generator().manual_seed(1))
     kept, cut = sparse.keep_largest(z, 200, guess=0.0)

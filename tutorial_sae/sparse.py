@@ -11,7 +11,7 @@ that each latent's weights, and their gradient, are one contiguous row.
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from tutorial_sae.runtime import fast_bf16
 from tutorial_sae.saes import SAE, VARIANTS, BatchTopKSAE, GatedSAE, JumpReLUSAE, Loss, TopKSAE, VanillaSAE
 from tutorial_sae.saes import base as reference
 from tutorial_sae.saes.jumprelu import JumpReLU, Step
@@ -67,13 +68,46 @@ def keep_largest(z: Float[Tensor, "tokens latents"], budget: int, guess: float) 
     while len(index) < budget and low > 0:
         low = 0.5 * low if low > 1e-3 * guess else 0.0
         index = nonzero_above(z, low)
-    values = flat[index]
+    return _largest(index, flat[index], budget)
+
+
+def _largest(index: Int[Tensor, " n"], values: Float[Tensor, " n"], budget: int) -> tuple[Kept, float]:
+    """The `budget` largest of these entries, which are in row-major order, and the smallest of them."""
     if len(index) <= budget:
         return Kept(index, values), float(values.min()) if len(index) else 0.0
     cut = float(np.partition(values.numpy(), len(values) - budget)[len(values) - budget])
     keep = values > cut
     keep[(values == cut).nonzero().squeeze(1)[: budget - int(keep.sum())]] = True
     return Kept(index[keep], values[keep]), cut
+
+
+def keep_largest_rough(
+    x: Float[Tensor, "tokens d_in"],
+    W_enc: Float[Tensor, "d_in d_sae"],
+    bias: Float[Tensor, " d_sae"],
+    budget: int,
+    guess: float,
+) -> tuple[Kept, float] | None:
+    """`keep_largest` of x @ W_enc + bias without computing all of it in float32, where bfloat16 is much faster.
+
+    The product in bfloat16 finds candidates, whose values are then computed in float32. None if the guess was no good:
+    the candidates are too few, or end so close to the cut that rounding may have hidden one.
+    """
+    rough, low = torch.addmm(bias.bfloat16(), x.bfloat16(), W_enc.bfloat16()), torch.tensor(0.9 * guess).bfloat16()
+    bits, low_bits = rough.view(torch.int16).numpy(), low.view(torch.int16).item()  # positive floats sort as their bits
+    index = torch.from_numpy(np.flatnonzero(bits > low_bits))
+    if len(index) < budget:
+        return None
+    pairs = Pairs(index, len(x), len(bias))
+    values = _value_gradients(x, W_enc.T, pairs.latent, pairs.start, pairs.row, 0) + pairs.at(bias)
+    error = (values - rough.view(-1)[index]).abs().max()
+    kept, cut = _largest(index, values, budget)
+    return (kept, cut) if cut > low + 2 * error else None
+
+
+@cache
+def bf16_is_fast() -> bool:
+    return fast_bf16(torch.device("cpu"))
 
 
 class Pairs:
@@ -102,14 +136,19 @@ class Pairs:
 
 
 class _Encode(torch.autograd.Function):
-    """The kept entries of (x - b_dec) @ W_enc + bias, and where they are; `select` keeps them."""
+    """The entries of (x - b_dec) @ W_enc + bias that `select` keeps, and where they are."""
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, W_enc: Tensor, bias: Tensor, b_dec: Tensor, z: Tensor, select: Callable[[Tensor], Kept]
+        ctx: Any,
+        x: Tensor,
+        W_enc: Tensor,
+        bias: Tensor,
+        b_dec: Tensor,
+        select: Callable[[Tensor, Tensor, Tensor], Kept],
     ) -> tuple[Tensor, Pairs]:
         x = x - b_dec
-        index, values = select(torch.mm(x, W_enc, out=z).add_(bias))
+        index, values = select(x, W_enc, bias)
         ctx.pairs = Pairs(index, len(x), len(bias))
         ctx.save_for_backward(x, W_enc)
         return values, ctx.pairs
@@ -119,7 +158,7 @@ class _Encode(torch.autograd.Function):
         g, pairs = grads[0], ctx.pairs
         x, W_enc = ctx.saved_tensors
         g_bias = torch.zeros(pairs.d_sae).index_add_(0, pairs.latent, g)
-        return None, pairs.outer(g, x).T, g_bias, -(W_enc @ g_bias), None, None
+        return None, pairs.outer(g, x).T, g_bias, -(W_enc @ g_bias), None
 
 
 class _Decode(torch.autograd.Function):
@@ -144,27 +183,36 @@ class _Decode(torch.autograd.Function):
 # -- the variants --------------------------------------------------------------------------------
 
 
-def _select(sae: SAE) -> Callable[[Tensor], Kept]:
-    """What turns a matrix of pre-activations into the entries that a step needs."""
+def _select(sae: SAE) -> Callable[[Tensor, Tensor, Tensor], Kept]:
+    """What turns x - b_dec, W_enc and a bias into the entries that a step needs."""
+
+    def matrix(x: Tensor, W_enc: Tensor, bias: Tensor) -> Tensor:
+        if sae.scratch.shape != (len(x), len(bias)):
+            sae.scratch = torch.empty(len(x), len(bias))
+        return torch.mm(x, W_enc, out=sae.scratch).add_(bias)
+
     if isinstance(sae, BatchTopKSAE):
 
-        def by_batch(z: Tensor) -> Kept:
-            kept, sae.hint = keep_largest(z, reference.budget_of(sae.k, len(z)), sae.hint)
+        def by_batch(x: Tensor, W_enc: Tensor, bias: Tensor) -> Kept:
+            budget, guess = reference.budget_of(sae.k, len(x)), sae.hint
+            found = keep_largest_rough(x, W_enc, bias, budget, guess) if guess > 0 and bf16_is_fast() else None
+            kept, sae.hint = found or keep_largest(matrix(x, W_enc, bias), budget, guess)
             return kept
 
         return by_batch
     if isinstance(sae, TopKSAE):
-        return lambda z: keep_row(z, int(sae.k))
+        return lambda *encoder: keep_row(matrix(*encoder), int(sae.k))
     if isinstance(sae, JumpReLUSAE):
         reference.check_theta(sae.threshold)
         low = (sae.threshold - sae.bandwidth / 2).detach()  # entries just below theta matter for its gradient
 
-        def by_window(z: Tensor) -> Kept:
+        def by_window(*encoder: Tensor) -> Kept:
+            z = matrix(*encoder)
             index = nonzero_above(z, low.numpy())
             return Kept(index, z.view(-1)[index])
 
         return by_window
-    return keep_positive
+    return lambda *encoder: keep_positive(matrix(*encoder))
 
 
 def _terms(
@@ -201,9 +249,7 @@ def loss(sae: SAE, x: Float[Tensor, "*batch d_in"]) -> Loss:
     rows, _ = sae._rows(x)
     x_n, _, scale = sae._normalized(rows)
     bias = sae.b_gate if isinstance(sae, GatedSAE) else sae.b_enc
-    if sae.scratch.shape != (len(rows), sae.d_sae):
-        sae.scratch = torch.empty(len(rows), sae.d_sae)
-    z, pairs = _Encode.apply(x_n, sae.W_enc, bias, sae.b_dec, sae.scratch, _select(sae))
+    z, pairs = _Encode.apply(x_n, sae.W_enc, bias, sae.b_dec, _select(sae))
     latents, penalty, aux = _terms(sae, x_n, z, pairs)
     error = x_n - _Decode.apply(latents, sae.W_dec, sae.b_dec, pairs)
     mse = error.square().sum(dim=-1).mean()
