@@ -100,6 +100,8 @@ def test_a_step_by_bfloat16_candidates_is_that_of_the_reference(monkeypatch, dri
     wanted.total.backward()
     torch.testing.assert_close(got.total, wanted.total, rtol=1e-6, atol=0)
     for (name, a), b in zip(other.named_parameters(), sae.parameters(), strict=True):
+        assert a.grad is not None
+        assert b.grad is not None
         assert float((a.grad - b.grad).norm() / a.grad.norm()) <= 1e-6, name
 
 
