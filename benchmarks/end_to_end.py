@@ -9,6 +9,8 @@ The contenders take turns step by step, so that whatever else the machine does s
 steps only; FVU (centred, a ratio of sums) is measured between them, with the cut that each was trained with: BatchTopK
 over batches of 4096, TopK by row.
 
+Paths: 200 steps by our fast path and by our dense one, from two starts; their held-out FVU, side by side.
+
 Writes `benchmarks/results/end_to_end.json`. `--quick` runs a few steps and writes nothing.
 """
 
@@ -36,7 +38,7 @@ from tutorial_sae.runtime import cache_dir, generator, hardware, save_tensors, s
 
 RESULTS = Path(__file__).parent / "results" / "end_to_end.json"
 SIZE = Size(576, 2304, 32, 1024)
-TOKENS, DISTINCT, HELDOUT, EVERY = 512_000, 200_000, 16_384, 25
+TOKENS, DISTINCT, HELDOUT, EVERY, STEPS = 512_000, 200_000, 16_384, 25, 200
 RATES = (1e-3, 3e-3)
 CONTENDERS: dict[str, Callable[[float, int], Contender]] = {
     "ours (BatchTopK)": lambda lr, steps: Ours(SIZE, lr=lr, steps=steps),
@@ -123,6 +125,21 @@ def race(path: Path, steps: int) -> tuple[list[dict[str, Any]], dict[str, str]]:
     return [{"name": name, "lr": lr, "curve": curve} for (name, lr), curve in curves.items()], missing
 
 
+def paths(path: Path, steps: int) -> list[dict[str, Any]]:
+    """Held-out FVU after some steps of BatchTopK by either path, from two starts each."""
+    data = load_file(path)
+    rows = []
+    for seed in (0, 1):
+        for fast in (True, False):
+            contender = Ours(SIZE, fast=fast, steps=steps, seed=seed)
+            chosen = generator(seed, "paths")
+            for _ in range(steps):
+                contender.step(data["train"][torch.randint(len(data["train"]), (SIZE.batch,), generator=chosen)])
+            rows.append({"seed": seed, "fast": fast, "fvu": heldout_fvu(contender, data["heldout"])})
+            print(rows[-1], file=sys.stderr, flush=True)
+    return rows
+
+
 def reached(curve: list[list[float]], target: float) -> float:
     """Seconds after which the curve is down to `target`, between its points by a straight line."""
     before = (0.0, float("inf"))
@@ -154,6 +171,9 @@ def table(results: dict[str, Any]) -> str:
         needed, (whole, final) = reached(run["curve"], target), run["curve"][-1]
         lines.append(f"| {name} | {run['lr']:g} | {final:.4f} | {whole:.0f} | {needed:.0f} | {needed / ours:.1f} |")
     lines += [f"\n{name} did not run: {why}" for name, why in results["missing"].items()]
+    fvus = {(row["seed"], row["fast"]): row["fvu"] for row in results["paths"]}
+    shown = [f"seed {seed}: {fvus[seed, True]:.5f} and {fvus[seed, False]:.5f}" for seed in (0, 1)]
+    lines += ["", f"FVU after {STEPS} steps by the fast path and by the dense one, " + "; ".join(shown) + "."]
     at_once = sorted({row["rows_at_once"] for row in results["harvest"]})
     lines += ["", "| tokens/s, threads | " + " | ".join(f"{128 * rows:,} at once" for rows in at_once) + " |"]
     lines += ["|---|" + "---:|" * len(at_once)]
@@ -179,6 +199,7 @@ def main(arguments: list[str] | None = None) -> None:
         except (OSError, subprocess.CalledProcessError) as error:
             sys.exit(f"no environment for the other libraries: {error}")
     steps = 2 * EVERY if options.quick else TOKENS // SIZE.batch
+    both = paths(options.activations, 4 if options.quick else STEPS)
     runs, missing = race(options.activations, steps)
     results = {
         "meta": {
@@ -190,6 +211,7 @@ def main(arguments: list[str] | None = None) -> None:
             "versions": versions(*peers.PACKAGES) | {"tutorial-sae": tutorial_sae.__version__},
         },
         "harvest": json.loads(options.harvest.read_text(encoding="utf-8")),
+        "paths": both,
         "runs": runs,
         "missing": missing,
     }

@@ -216,9 +216,15 @@ class Ours(Contender):
     silent = property(lambda self: self.sae.tokens_since_fired)
 
     def __init__(
-        self, size: Size, variant: str = "batchtopk", fast: bool = True, lr: float = TrainConfig.lr, steps: int = 200
+        self,
+        size: Size,
+        variant: str = "batchtopk",
+        fast: bool = True,
+        lr: float = TrainConfig.lr,
+        steps: int = 200,
+        seed: int = 0,
     ):
-        options: dict[str, Any] = {"k": size.k}
+        options: dict[str, Any] = {"k": size.k, "seed": seed}
         self.sae: SAE = VARIANTS[variant](size.d_in, size.d_sae, **options).train()
         self.dead_after = self.sae.dead_after_tokens
         config = TrainConfig(tokens=steps * size.batch, batch_size=size.batch, fast=fast, lr=lr)

@@ -288,7 +288,10 @@ def race(**final: float) -> dict[str, Any]:
         {"name": "sae-lens (BatchTopK)", "lr": 1e-3, "curve": [[10.0, 0.7], [20.0, 0.5], [30.0, final["theirs"]]]},
     ]
     rates = [{"threads": 2, "rows_at_once": rows, "tokens_per_second": 100.0 * rows} for rows in (4, 8)]
-    return {"runs": runs, "missing": {"sparsify (TopK)": "no module"}, "harvest": rates}
+    both = [
+        {"seed": seed, "fast": fast, "fvu": 0.2 + seed / 100 + fast / 1e4} for seed in (0, 1) for fast in (True, False)
+    ]
+    return {"runs": runs, "missing": {"sparsify (TopK)": "no module"}, "harvest": rates, "paths": both}
 
 
 def test_the_time_to_an_error_lies_on_the_line_between_two_measurements():
@@ -308,6 +311,7 @@ def test_each_library_is_judged_by_its_better_rate_and_all_by_the_error_that_all
     assert "to FVU 0.400" in found
     assert "sparsify (TopK) did not run: no module" in found
     assert "| 2 | 400 | 800 |" in found
+    assert "seed 0: 0.20010 and 0.20000; seed 1: 0.21010 and 0.21000" in found
 
 
 def test_a_contender_reconstructs_with_the_cut_it_is_trained_with():

@@ -39,6 +39,7 @@ FLOORS = [
     "toy",
     "metrics",
     "training",
+    "pretrained",
     "latents",
     "plots",
     "report",

@@ -12,6 +12,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 from tutorial_sae.activations import ActivationStore
 from tutorial_sae.metrics import evaluate
 from tutorial_sae.models import load_model
+from tutorial_sae.pretrained import heldout_slice, load_pretrained
 from tutorial_sae.runtime import TutorialError, set_threads
 from tutorial_sae.saes import BatchTopKSAE, GatedSAE, JumpReLUSAE, TopKSAE, VanillaSAE, load_sae
 from tutorial_sae.text import load_text
@@ -31,7 +32,9 @@ __all__ = [
     "VanillaSAE",
     "calibrate_threshold",
     "evaluate",
+    "heldout_slice",
     "load_model",
+    "load_pretrained",
     "load_sae",
     "load_text",
     "set_threads",

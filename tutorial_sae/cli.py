@@ -76,6 +76,7 @@ def _parser() -> argparse.ArgumentParser:
     train = command("train", _train, "train one SAE by a recipe")
     train.add_argument("recipe", nargs="?", default="smollm2-135m", help="the model (default smollm2-135m)")
     train.add_argument("--list", action="store_true", help="show the recipes and stop")
+    train.add_argument("--full", action="store_true", help="hours instead of minutes: see --list")
     train.add_argument("--sae", default="batchtopk", help="vanilla, gated, topk, batchtopk (default) or jumprelu")
     train.add_argument("--k", type=float, help="latents per token (TopK, BatchTopK), or the L0 aimed at (JumpReLU)")
     train.add_argument("--l1", type=float, help="coefficient of the L1 penalty (vanilla, Gated)")
@@ -144,23 +145,24 @@ def _train(options: argparse.Namespace) -> None:
     from tutorial_sae.runtime import digest
     from tutorial_sae.saes import VARIANTS, load_sae
     from tutorial_sae.text import load_text
-    from tutorial_sae.training import RECIPES, calibration_activations, train
+    from tutorial_sae.training import FULL, RECIPES, calibration_activations, train
 
     if options.list:
-        for name, recipe in RECIPES.items():
-            print(f"{name}: width {recipe.d_sae}, k {recipe.k}, {recipe.config.tokens:,} activations seen")
+        for name, recipe in [*RECIPES.items(), *((f"{name} --full", recipe) for name, recipe in FULL.items())]:
+            sizes = f"{recipe.config.tokens:,} activations seen, {recipe.harvest:,} of them distinct"
+            print(f"{name}: width {recipe.d_sae}, k {recipe.k}, {sizes}")
         return
     if options.recipe not in RECIPES:
         raise unknown("recipe", options.recipe, RECIPES)
     if options.sae not in VARIANTS:
         raise unknown("SAE", options.sae, VARIANTS)
-    recipe = RECIPES[options.recipe]
+    recipe = (FULL if options.full else RECIPES)[options.recipe]
     tokens = recipe.config.tokens if options.tokens is None else options.tokens
     config = replace(recipe.config, tokens=tokens, revive=options.revive)
     config.check()
     settings = recipe.settings(options.sae, k=options.k, l1=options.l1)
     d_sae = recipe.d_sae if options.d_sae is None else options.d_sae
-    key = digest([options.recipe, options.sae, d_sae, settings, config.tokens, config.revive, options.seed])[:8]
+    key = digest([options.recipe, options.full, options.sae, d_sae, settings, tokens, config.revive, options.seed])[:8]
     out = Path(options.out or Path("runs") / f"{options.recipe}-{options.sae}-{key}")
     if (out / "checkpoint" / "state.safetensors").exists() and not options.resume:
         raise ValueError(f"{out} holds an unfinished run: add --resume to go on with it, or choose another --out")

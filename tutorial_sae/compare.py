@@ -1,4 +1,5 @@
-"""The main job: train the variants on one stream of activations, measure them on held-out text, show what came out.
+"""The main job: measure the shipped SAEs on held-out text, train the variants on one stream of activations, measure
+those too, show what came out.
 
 Every step leaves its result in the folder of the run, so that a run that was stopped goes on where it was, and one
 that is done only prints its table again.
@@ -17,15 +18,16 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from tutorial_sae import pretrained
 from tutorial_sae.activations import ActivationStore
 from tutorial_sae.latents import kind_of, top_examples
-from tutorial_sae.metrics import PCA, EvalResult, Heldout, evaluate
+from tutorial_sae.metrics import PCA, EvalResult, Heldout, evaluate, reconstruction
 from tutorial_sae.models import EMBEDDED_WHEEL, load_model
 from tutorial_sae.report import cross_table, results_table, write_report
 from tutorial_sae.runtime import TutorialError, digest, generator, hardware, unknown, versions, write_json
 from tutorial_sae.saes import SAE, VARIANTS
 from tutorial_sae.text import load_text
-from tutorial_sae.training import RECIPES, Recipe, TrainConfig, TrainResult, calibration_activations, train
+from tutorial_sae.training import RECIPES, SHORT, Recipe, TrainConfig, TrainResult, calibration_activations, train
 
 
 class Tier(NamedTuple):
@@ -36,10 +38,26 @@ class Tier(NamedTuple):
     calibration: int  # activations, from documents of their own
     tokens_fvu: int
     tokens_ce: int
+    shipped: bool = False  # whether the shipped SAEs belong to this hook point, and are measured too
 
 
 TIERS = {
-    "cpu": Tier(RECIPES["smollm2-135m"], "blocks.15.hook_resid_post", 32 * 1024, tokens_fvu=30_000, tokens_ce=6_000),
+    "cpu": Tier(
+        SHORT,
+        "blocks.15.hook_resid_post",
+        calibration=16 * 1024,
+        tokens_fvu=pretrained.SLICE,
+        tokens_ce=4_000,
+        shipped=True,
+    ),
+    "long": Tier(
+        RECIPES["smollm2-135m"],
+        "blocks.15.hook_resid_post",
+        calibration=32 * 1024,
+        tokens_fvu=30_000,
+        tokens_ce=6_000,
+        shipped=True,
+    ),
     # for checks: small enough for CI, too small to quote
     "ci": Tier(
         Recipe(
@@ -80,7 +98,8 @@ class Comparison:
         self.name, self.tier, self.seed = tier, TIERS[tier], seed
         self.recipe = self.tier.recipe
         self.variants = [variant for variant in CUTS if every_variant or variant not in EXTRA]
-        self.key = digest([tier, seed, self.tier, EMBEDDED_WHEEL.sha256, load_text().identity])[:8]
+        shipped = pretrained.manifest() if self.tier.shipped else None
+        self.key = digest([tier, seed, self.tier, EMBEDDED_WHEEL.sha256, load_text().identity, shipped])[:8]
         self.folder = Path(out) if out else Path("runs") / f"compare-{self.key}"
         mark = self.folder / "compare.json"
         if mark.exists() and self.read(mark).get("key") != self.key:
@@ -91,10 +110,11 @@ class Comparison:
 
     def run(self) -> dict[str, Any]:
         """Do what is not yet done, and give what `results.json` holds."""
+        shipped = self._shipped() if self.tier.shipped else []
         rows = self._pca()
         for variant in self.variants:
             rows += self._variant(variant)
-        results = {"meta": self._meta(), "rows": rows}
+        results = {"meta": self._meta(), "rows": rows, "shipped": shipped}
         write_json(self.folder / "results.json", results)
         write_json(self.folder / "details.json", self._details())
         return results
@@ -116,7 +136,9 @@ class Comparison:
 
     @cached_property
     def heldout(self) -> Heldout:
-        text, limit = load_text(split="heldout"), self.store.norm_limit
+        # the shipped SAEs know the limit without waiting for the training text to be harvested
+        limit = pretrained.manifest()["mask"]["norm_limit"] if self.tier.shipped else self.store.norm_limit
+        text = load_text(split="heldout")
         sizes = {"tokens": self.tier.tokens_fvu, "ce_tokens": self.tier.tokens_ce}
         return Heldout(self.model, text, self.tier.hook, norm_limit=limit, **sizes)
 
@@ -133,6 +155,24 @@ class Comparison:
             return json.loads(path.read_text(encoding="utf-8"))
         except (json.JSONDecodeError, UnicodeDecodeError) as error:
             raise TutorialError(f"{path} is damaged ({error}): remove it, and run again to make it anew") from error
+
+    def _shipped(self) -> list[dict[str, Any]]:
+        """The SAEs that come with the project, on this machine: the first rows, before anything is trained."""
+
+        def measure() -> list[dict[str, Any]]:
+            saes = {variant: pretrained.load_pretrained(variant) for variant in pretrained.manifest()["saes"]}
+            for variant, sae in saes.items():
+                found = reconstruction(sae, self.heldout)
+                l0 = float(found.l0_per_token.double().mean())
+                say(f"shipped {variant}, cut {sae.cut}: L0 {l0:.1f}, FVU {found.fvu:.4f}")
+            rows = []
+            for variant, sae in saes.items():
+                made = pretrained.manifest()["saes"][variant]
+                result = evaluate(sae, self.model, self.heldout)
+                rows += self._rows(sae, [result], made["train_seconds"], made["tokens_per_second"])
+            return rows
+
+        return self._once("shipped", measure)
 
     def _pca(self) -> list[dict[str, Any]]:
         def measure() -> list[dict[str, Any]]:
@@ -248,6 +288,9 @@ def compare(
     """Run (or go on with) a comparison, print its table, write `results.json` and the report. Gives the results."""
     comparison = Comparison(tier, seed=seed, out=out, every_variant=every_variant)
     results = comparison.run()
+    if results["shipped"]:
+        print(f"\nThe SAEs that come with the project, trained for long:\n\n{results_table(results['shipped'])}")
+        print("\nTrained here, in a short run:\n")
     print(results_table(results["rows"]))
     print(f"\nTrained with one cut, cut by another:\n\n{cross_table(results['rows'])}\n")
     report, shown = comparison.folder / "report.html", comparison.folder / "report.json"

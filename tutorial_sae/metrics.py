@@ -15,6 +15,7 @@ most of it, so it never stands without the CE increase.
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import torch
@@ -78,7 +79,11 @@ class PCA:
 
 
 class Heldout:
-    """Held-out activations and the losses without any SAE, made once for all the SAEs that are compared on them."""
+    """Held-out activations and the losses without any SAE, made once for all the SAEs that are compared on them.
+
+    `clean`, `zero`, `mean_ablated`: cross-entropy of the model as it is, with its activations at the hook deleted, and
+    with them replaced by their mean; nats per token.
+    """
 
     def __init__(
         self,
@@ -99,16 +104,30 @@ class Heldout:
         self.tokens = next(blocks).tokens.long()
         special = torch.tensor(self.card.special)
         self.counted = ~torch.isin(self.tokens[:, 1:], special)  # targets that CE averages over
-        ordinary = ~torch.isin(self.tokens, special)
-        self.activations, self.mask = self._harvest(ordinary)
-        self.clean = self.ce(self.activations)
-        self.zero = self.ce(self.spliced(torch.zeros_like))
-        self.mean_ablated = self.ce(self.spliced(lambda x: self.mean.expand_as(x)))
+        self.ordinary = ~torch.isin(self.tokens, special)
 
-    def _harvest(self, ordinary: Bool[Tensor, "rows pos"]) -> tuple[Tensor, Tensor]:
-        parts = [activations_at(self.model, part, self.hook).cpu() for part in self.tokens.split(CE_ROWS)]
-        activations = torch.cat(parts)
-        return activations, ordinary & (activations.float().norm(dim=-1) <= self.store.norm_limit)
+    # what splicing needs is made when first asked for: reconstruction alone is much quicker
+
+    @cached_property
+    def activations(self) -> Float[Tensor, "rows pos d_in"]:
+        return torch.cat([activations_at(self.model, part, self.hook).cpu() for part in self.tokens.split(CE_ROWS)])
+
+    @cached_property
+    def mask(self) -> Bool[Tensor, "rows pos"]:
+        """Where a reconstruction is put in place of an activation."""
+        return self.ordinary & (self.activations.float().norm(dim=-1) <= self.store.norm_limit)
+
+    @cached_property
+    def clean(self) -> float:
+        return self.ce(self.activations)
+
+    @cached_property
+    def zero(self) -> float:
+        return self.ce(self.spliced(torch.zeros_like))
+
+    @cached_property
+    def mean_ablated(self) -> float:
+        return self.ce(self.spliced(lambda x: self.mean.expand_as(x)))
 
     def spliced(self, change: Any) -> Float[Tensor, "rows pos d_in"]:
         """The activations with those of unmasked tokens replaced: `change` maps (tokens, d_in) to the same."""
@@ -177,8 +196,49 @@ def evaluate(
 
 
 def _evaluate(sae: SAE | PCA, heldout: Heldout, cut: str | None, with_kl: bool) -> EvalResult:
-    store = heldout.store
-    device = sae.W_enc.device if isinstance(sae, SAE) else torch.device("cpu")
+    found = reconstruction(sae, heldout, cut)
+
+    def reconstruct(x: Tensor) -> Tensor:
+        x = x.to(_device(sae))
+        return sae.decode(sae.encode(x, cut), like=x).cpu()
+
+    spliced = heldout.spliced(reconstruct)
+    ce = heldout.ce(spliced)
+    p1, p50, p99 = torch.quantile(found.l0_per_token.float(), torch.tensor([0.01, 0.5, 0.99])).tolist()
+    return EvalResult(
+        cut=cut or sae.cut,
+        l0=float(found.l0_per_token.double().mean()),
+        l0_p1=p1,
+        l0_p50=p50,
+        l0_p99=p99,
+        fvu=found.fvu,
+        ce_clean=heldout.clean,
+        ce_increase=ce - heldout.clean,
+        loss_recovered_zero=(heldout.zero - ce) / (heldout.zero - heldout.clean),
+        loss_recovered_mean=(heldout.mean_ablated - ce) / (heldout.mean_ablated - heldout.clean),
+        kl=heldout.kl(spliced) if with_kl else None,
+        shrinkage=found.shrinkage,
+        dead=float((found.density == 0).double().mean()),
+        tokens_fvu=len(heldout.store),
+        tokens_ce=int(heldout.counted.sum()),
+        density=found.density,
+        l0_per_token=found.l0_per_token,
+    )
+
+
+class Reconstruction(NamedTuple):
+    """The part of an evaluation that needs no language model."""
+
+    fvu: float
+    shrinkage: float
+    density: Float[Tensor, " d_sae"]
+    l0_per_token: Tensor
+
+
+@torch.no_grad()
+def reconstruction(sae: SAE | PCA, heldout: Heldout, cut: str | None = None) -> Reconstruction:
+    """How well, and with how many latents, `sae` reconstructs the held-out activations."""
+    store, device = heldout.store, _device(sae)
     mean = heldout.mean.to(device)
     fired = torch.zeros(sae.d_sae, dtype=torch.long)
     l0 = torch.zeros(len(store), dtype=torch.long)
@@ -194,33 +254,12 @@ def _evaluate(sae: SAE | PCA, heldout: Heldout, cut: str | None, with_kl: bool) 
         on = (latents != 0).cpu()
         fired += on.sum(dim=0)
         l0[chosen] = on.sum(dim=1)
+    density = (fired / len(store)).float()
+    return Reconstruction(float(squared_error / heldout.variance), float(length / along), density, l0)
 
-    def reconstruct(x: Tensor) -> Tensor:
-        x = x.to(device)
-        return sae.decode(sae.encode(x, cut), like=x).cpu()
 
-    spliced = heldout.spliced(reconstruct)
-    ce = heldout.ce(spliced)
-    p1, p50, p99 = torch.quantile(l0.float(), torch.tensor([0.01, 0.5, 0.99])).tolist()
-    return EvalResult(
-        cut=cut or sae.cut,
-        l0=float(l0.double().mean()),
-        l0_p1=p1,
-        l0_p50=p50,
-        l0_p99=p99,
-        fvu=float(squared_error / heldout.variance),
-        ce_clean=heldout.clean,
-        ce_increase=ce - heldout.clean,
-        loss_recovered_zero=(heldout.zero - ce) / (heldout.zero - heldout.clean),
-        loss_recovered_mean=(heldout.mean_ablated - ce) / (heldout.mean_ablated - heldout.clean),
-        kl=heldout.kl(spliced) if with_kl else None,
-        shrinkage=float(length / along),
-        dead=float((fired == 0).double().mean()),
-        tokens_fvu=len(store),
-        tokens_ce=int(heldout.counted.sum()),
-        density=(fired / len(store)).float(),
-        l0_per_token=l0,
-    )
+def _device(sae: SAE | PCA) -> torch.device:
+    return sae.W_enc.device if isinstance(sae, SAE) else torch.device("cpu")
 
 
 def _mean_and_variance(store: ActivationStore) -> tuple[Tensor, Tensor]:

@@ -131,6 +131,15 @@ class Pairs:
         order, start = self.by_latent
         return F.embedding_bag(self.row[order], vectors, start, mode="sum", per_sample_weights=values[order])
 
+    def dots(
+        self, tokens: Float[Tensor, "tokens d_in"], latents: Float[Tensor, "d_sae d_in"]
+    ) -> Float[Tensor, " pairs"]:
+        """For each pair the product of its token's row and its latent's: by latent, because the larger matrix is then
+        read once and in order."""
+        order, start = self.by_latent
+        found = _value_gradients(latents, tokens, self.row[order], start, self.latent[order], 0)
+        return torch.empty_like(found).index_copy_(0, order, found)
+
     def at(self, parameter: Float[Tensor, " d_sae"]) -> Float[Tensor, " pairs"]:
         return parameter.index_select(0, self.latent)
 
@@ -174,7 +183,7 @@ class _Decode(torch.autograd.Function):
     def backward(ctx: Any, *grads: Any) -> Any:
         g, pairs = grads[0], ctx.pairs
         values, W_dec = ctx.saved_tensors
-        g_values = _value_gradients(g, W_dec, pairs.latent, pairs.start, pairs.row, 0)
+        g_values = pairs.dots(g, W_dec)
         if not ctx.needs_input_grad[1]:
             return g_values, None, None, None
         return g_values, pairs.outer(values, g), g.sum(dim=0), None

@@ -121,6 +121,17 @@ class Recipe(NamedTuple):
 RECIPES = {
     "smollm2-135m": Recipe(d_sae=2304, k=32, l1={"vanilla": 2.1, "gated": 3.5}, harvest=200_000, config=TrainConfig())
 }
+SHORT = RECIPES["smollm2-135m"]._replace(harvest=64_000, config=TrainConfig(tokens=300_000, batch_size=512))
+# with --full; the embedded model's is what the shipped SAEs were trained with, see pretrained/
+FULL = {
+    "smollm2-135m": Recipe(
+        d_sae=2304,
+        k=32,
+        l1={"vanilla": 2.1, "gated": 3.5},
+        harvest=3_000_000,
+        config=TrainConfig(tokens=20_000_000, lr=1e-3, decay=0.3),
+    )
+}
 
 
 class TrainResult(NamedTuple):
@@ -427,11 +438,11 @@ def _sample(activations: ActivationStore | Tensor, n: int, seed: int) -> Tensor:
 
 
 def calibration_activations(
-    model: Any, hook: str, norm_limit: float | None, tokens: int = CALIBRATION_BATCHES * CALIBRATION_BATCH
+    model: Any, hook: str, norm_limit: float | None, tokens: int | None = None
 ) -> Float[Tensor, "tokens d_in"]:
     """Raw activations of documents that are neither trained nor tested on, under the mask of the training data."""
-    text = load_text(split="calibration")
-    return ActivationStore(model, text, hook, tokens=tokens, norm_limit=norm_limit)[:]
+    tokens = tokens or CALIBRATION_BATCHES * CALIBRATION_BATCH
+    return ActivationStore(model, load_text(split="calibration"), hook, tokens=tokens, norm_limit=norm_limit)[:]
 
 
 def _sketch(x: Float[Tensor, "tokens d_in"]) -> str:

@@ -78,9 +78,9 @@ class TopKSAE(SAE):
         dead = (self.tokens_since_fired >= self.dead_after_tokens).nonzero().squeeze(1)
         if not self.training or self.aux_k == 0 or len(dead) == 0:
             return error.new_zeros(())
-        W_enc = self.W_enc.index_select(1, dead)
+        W_enc = self.W_enc.T.index_select(0, dead)  # rows, as they lie in memory
         # b_dec by itself: taken off x_n, its gradient would need one more product of matrices
-        z = (x_n @ W_enc + (self.b_enc.index_select(0, dead) - self.b_dec @ W_enc)).relu()
+        z = (x_n @ W_enc.T + (self.b_enc.index_select(0, dead) - W_enc @ self.b_dec)).relu()
         revived = keep_row(z, min(self.aux_k, len(dead)))
         error_hat = revived @ self.W_dec.index_select(0, dead)  # without b_dec: the error has none left in it
         return AUX_COEFFICIENT * (error - error_hat.float()).square().sum(dim=-1).mean()
