@@ -23,13 +23,8 @@ from tutorial_sae.training import CALIBRATION_BATCH, calibration_activations
 
 RUNS = Path("runs") / "pretrained"
 COMMANDS = {
-    variant: f"python -m tutorial_sae train smollm2-135m --full --sae {variant}{more}"
-    for variant, more in {
-        "vanilla": " --tokens 5000000",
-        "topk": "",
-        "batchtopk": "",
-        "jumprelu": " --tokens 5000000",
-    }.items()
+    variant: f"python -m tutorial_sae train smollm2-135m --full --sae {variant}"
+    for variant in ("vanilla", "gated", "topk", "batchtopk", "jumprelu")
 }
 TOKENS_FVU, TOKENS_CE = 60_000, 12_000
 FIGURES = (

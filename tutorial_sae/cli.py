@@ -173,7 +173,7 @@ def _train(options: argparse.Namespace) -> None:
     calibration = None
     if options.sae == "batchtopk":
         calibration = calibration_activations(model, store.hook, store.norm_limit)
-    sae = VARIANTS[options.sae](store.d_in, d_sae, seed=options.seed, **settings)
+    sae = VARIANTS[options.sae](store.d_in, d_sae, seed=options.seed, **settings).to(model.cfg.device)
     result = train(sae, store, config, out=out, calibration=calibration)
     print(f"trained {load_sae(out)}")
     print(f"{result.seconds:.0f} s, {result.tokens_per_second:,.0f} tokens/s; saved in {out}")
@@ -192,6 +192,7 @@ def _evaluate(options: argparse.Namespace) -> None:
     if sae.metadata["model"] is None:
         raise ValueError(f"{options.folder} does not say which model its SAE was trained on: use evaluate() in Python")
     model = load_model(sae.metadata["model"])
+    sae.to(model.cfg.device)
     if options.calibrate:
         limit = (sae.metadata["mask"] or {}).get("norm_limit")
         data = calibration_activations(model, sae.metadata["hook"], limit)

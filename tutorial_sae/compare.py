@@ -188,6 +188,7 @@ class Comparison:
         data = self.calibration if variant == "batchtopk" else None
         settings = self.recipe.settings(variant)
         sae = VARIANTS[variant](self.store.d_in, self.recipe.d_sae, seed=self.seed, **settings)
+        sae.to(self.model.cfg.device)
         return train(sae, self.store, self.recipe.config, out=self.folder / variant, calibration=data)
 
     def _variant(self, variant: str) -> list[dict[str, Any]]:
@@ -251,7 +252,7 @@ class Comparison:
 
     def _detail(self, variant: str) -> dict[str, Any]:
         result = self._trained(variant)
-        l0, _ = _l0_and_density(result.sae, self.heldout.store)
+        l0 = reconstruction(result.sae, self.heldout).l0_per_token
         members = {kind: torch.tensor([k == kind for k in self.kinds]) for kind in sorted(set(self.kinds))}
         return {
             "l0_counts": torch.bincount(l0).tolist(),
@@ -261,7 +262,7 @@ class Comparison:
 
     def _latents(self) -> list[dict[str, Any]]:
         sae, store = self._trained("batchtopk").sae, self.heldout.store
-        _, density = _l0_and_density(sae, store)
+        density = reconstruction(sae, self.heldout).density
         live = ((density >= 1 / 5000) & (density <= 1 / 50)).nonzero().squeeze(1)
         drawn = live[torch.randperm(len(live), generator=generator(self.seed, "examples"))[:EXAMPLE_LATENTS]]
         chosen = sorted(drawn.tolist())
@@ -270,12 +271,6 @@ class Comparison:
             {"index": index, "density": float(density[index]), "examples": [example._asdict() for example in mine]}
             for index, mine in zip(chosen, examples, strict=True)
         ]
-
-
-@torch.no_grad()
-def _l0_and_density(sae: SAE, store: ActivationStore) -> tuple[Tensor, Tensor]:
-    on = [(sae.encode(store[part]) > 0) for part in torch.arange(len(store)).split(4096)]
-    return torch.cat([part.sum(dim=1) for part in on]), sum(part.sum(dim=0) for part in on) / len(store)  # type: ignore
 
 
 def say(sentence: str) -> None:

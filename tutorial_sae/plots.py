@@ -26,7 +26,7 @@ NAMES = {
 MARKERS = {"own": "o", "row": "s", "batch": "^", "threshold": "D"}
 
 
-def _axes(alt: str, columns: int = 1, width: float = 4.4, height: float = 3.4) -> tuple[Any, Any]:
+def picture(alt: str, columns: int = 1, width: float = 4.4, height: float = 3.4) -> tuple[Any, Any]:
     """A figure and its axes. No pyplot: nothing global, nothing shown twice, and the picture has a text alternative."""
     from matplotlib.figure import Figure
 
@@ -47,7 +47,7 @@ def _axes(alt: str, columns: int = 1, width: float = 4.4, height: float = 3.4) -
 
 def frontier(rows: Sequence[Mapping[str, Any]]) -> Any:
     """FVU and CE increase against L0: one point for each SAE and cut, without PCA, which would be off the chart."""
-    figure, axes = _axes("Error against L0, one point for each SAE and cut; the table has the numbers.", columns=2)
+    figure, axes = picture("Error against L0, one point for each SAE and cut; the table has the numbers.", columns=2)
     panels = (
         ("fvu", "fraction of variance unexplained", "What is lost"),
         ("ce_increase", "CE increase (nats per token)", "What it costs the language model"),
@@ -66,7 +66,7 @@ def frontier(rows: Sequence[Mapping[str, Any]]) -> Any:
 
 def l0_distribution(l0: Mapping[str, Sequence[int]], k: float) -> Any:
     """How many tokens spend how many latents, one outline for each variant; `l0[variant][i]` counts tokens with i."""
-    figure, (axis,) = _axes("Share of tokens by number of latents, one outline for each variant.", width=7.5)
+    figure, (axis,) = picture("Share of tokens by number of latents, one outline for each variant.", width=7.5)
     most = max((len(counts) for counts in l0.values()), default=1)
     for variant, counts in l0.items():
         share = [count / sum(counts) for count in counts]
@@ -80,7 +80,7 @@ def l0_distribution(l0: Mapping[str, Sequence[int]], k: float) -> Any:
 
 def l0_by_kind(means: Mapping[str, Mapping[str, float]]) -> Any:
     """Mean L0 for each kind of token, as grouped bars: `means[variant][kind]`."""
-    figure, (axis,) = _axes("Mean latents per token for each kind of token, bars for each variant.", width=7.5)
+    figure, (axis,) = picture("Mean latents per token for each kind of token, bars for each variant.", width=7.5)
     kinds = list(next(iter(means.values())))
     wide = 0.8 / len(means)
     for i, (variant, by_kind) in enumerate(means.items()):
@@ -95,7 +95,7 @@ def l0_by_kind(means: Mapping[str, Mapping[str, float]]) -> Any:
 
 def training_curves(histories: Mapping[str, Sequence[Mapping[str, float]]]) -> Any:
     """FVU and L0 of training batches, against activations seen."""
-    figure, axes = _axes("FVU and L0 of training batches against activations seen.", columns=2)
+    figure, axes = picture("FVU and L0 of training batches against activations seen.", columns=2)
     for axis, key, label in ((axes[0], "fvu", "FVU of the batch"), (axes[1], "l0", "L0 of the batch")):
         for variant, lines in histories.items():
             seen = [line["tokens"] / 1000 for line in lines]

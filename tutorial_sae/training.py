@@ -127,7 +127,7 @@ FULL = {
     "smollm2-135m": Recipe(
         d_sae=2304,
         k=32,
-        l1={"vanilla": 2.1, "gated": 3.5},
+        l1={"vanilla": 1.95, "gated": 2.8},
         harvest=3_000_000,
         config=TrainConfig(tokens=20_000_000, lr=1e-3, decay=0.3),
     )
@@ -300,6 +300,7 @@ class _Run:
         for name, parameter in named(self.adam):
             tensors |= {f"adam.{key}.{name}": value for key, value in self.adam.state[parameter].items()}
         notes = {"step": self.step, "seconds": self.seconds, "key": self.key, "history": self.history}
+        notes["hint"] = self.sae.hint  # without it the next step may take another path, and other roundings
         save_tensors(self.folder / "checkpoint" / "state.safetensors", tensors, notes)
         self._write_metrics(self.folder)
 
@@ -325,6 +326,7 @@ class _Run:
                 if (saved := tensors.get(f"adam.{key}.{name}")) is not None:
                     self.adam.state[parameter][key] = saved if key == "step" else saved.to(parameter.device)
         self.step, self.seconds, self.history = notes["step"], notes["seconds"], notes["history"]
+        self.sae.hint = notes.get("hint", 0.0)
         return True
 
     def finished(self) -> bool:
