@@ -1,4 +1,4 @@
-"""The command line: `python -m tutorial_sae doctor | compare | train | evaluate`.
+"""The command line: `python -m tutorial_sae doctor | compare | train | evaluate | grade`.
 
 Exit status 0 on success, 2 for bad arguments, 1 for a failure. A failure is a sentence that says what to do next;
 `--debug` shows where it happened.
@@ -7,11 +7,14 @@ Exit status 0 on success, 2 for bad arguments, 1 for a failure. A failure is a s
 from __future__ import annotations
 
 import argparse
+import contextlib
+import csv
 import json
 import shutil
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from tutorial_sae.runtime import (
     TutorialError,
@@ -93,6 +96,14 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("folder", metavar="RUN", help="folder of a run, or of a saved SAE")
     evaluate.add_argument("--cut", help="another cut than the SAE's own: row, batch or threshold")
     evaluate.add_argument("--calibrate", action="store_true", help="calibrate the threshold anew first, and save it")
+
+    grade = command("grade", _grade, "run students' notebooks and say who passed what")
+    grade.add_argument("folder", metavar="FOLDER", help="notebooks, or a folder for each student with notebooks in it")
+    grade.add_argument("--format", default="table", choices=("table", "csv", "json"))
+    grade.add_argument("--out", help="file to write to (default: the screen)")
+    grade.add_argument("--jobs", type=int, default=1, help="notebooks that run at a time (default 1)")
+    grade.add_argument("--seconds", type=float, default=300.0, help="limit for one notebook (default 300)")
+    grade.add_argument("--memory-gb", type=float, default=3.0, help="limit for one notebook (default 3)")
     return parser
 
 
@@ -201,3 +212,44 @@ def _evaluate(options: argparse.Namespace) -> None:
     result = evaluate(sae, model, load_text(split="heldout"), cut=options.cut).numbers()
     write_json(Path(options.folder) / "eval.json", result)
     print(json.dumps(result, indent=1))
+
+
+def _grade(options: argparse.Namespace) -> None:
+    from tutorial_sae.checks.grade import grade
+
+    if options.out and not Path(options.out).resolve().parent.is_dir():
+        raise ValueError(f"--out {options.out}: there is no such folder to write into")
+    rows = []
+    for row in grade(options.folder, options.seconds, options.memory_gb, options.jobs):
+        rows.append(row)
+        print(f"graded {row['notebook']}", file=sys.stderr)
+    with open(options.out, "w", encoding="utf-8") if options.out else contextlib.nullcontext(sys.stdout) as out:
+        if options.format == "json":
+            print(json.dumps(rows, indent=1, ensure_ascii=False), file=out)
+        else:
+            (_marks_csv if options.format == "csv" else _marks_table)(rows, out)
+
+
+def _marks_csv(rows: list[dict[str, Any]], out: Any) -> None:
+    """A line for each exercise of each notebook; a notebook that has none gets one too."""
+    table = csv.writer(out, lineterminator="\n")
+    table.writerow(["student", "notebook", "exercise", "title", "core", "outcome", "note"])
+    for row in rows:
+        for number, e in (row["exercises"] or {"": {}}).items():
+            of_it = (e.get("title"), e.get("core"), e.get("outcome"))
+            table.writerow([row["student"], row["notebook"], number, *of_it, row["note"]])
+
+
+def _marks_table(rows: list[dict[str, Any]], out: Any) -> None:
+    signs = {"passed": "x", "not yet": "-", "not attempted": "."}
+    lines: list[tuple[str, ...]] = [("student", "notebook", "core", "all", "exercises")]
+    for row in rows:
+        marks = [(e["core"], signs[e["outcome"]]) for e in row["exercises"].values()]
+        of_core, of_all = ([mark for core, mark in marks if core or bonus] for bonus in (False, True))
+        counts = (f"{found.count('x')} of {len(found)}" for found in (of_core, of_all))
+        text = "".join(mark if core else f"({mark})" for core, mark in marks)
+        lines.append((row["student"], row["notebook"], *counts, text + "  " * bool(row["note"]) + row["note"]))
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    for line in lines:
+        print("  ".join(part.ljust(width) for part, width in zip(line, widths, strict=True)).rstrip(), file=out)
+    print("Exercises in order of number: x passed, - not yet, . not attempted; bonus exercises in brackets.", file=out)

@@ -1,0 +1,1 @@
+"""The masters of the course (`src/`), and what makes notebooks of them (`build.py`)."""

@@ -1,0 +1,5 @@
+"""Checks the annotations of the package in tests: beartype, for which an int is a float too, as PEP 484 has it."""
+
+from beartype import BeartypeConf, beartype
+
+check = beartype(conf=BeartypeConf(is_pep484_tower=True))
