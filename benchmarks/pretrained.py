@@ -23,8 +23,14 @@ from tutorial_sae.training import CALIBRATION_BATCH, calibration_activations
 
 RUNS = Path("runs") / "pretrained"
 COMMANDS = {
-    variant: f"python -m tutorial_sae train smollm2-135m --full --sae {variant}"
-    for variant in ("vanilla", "gated", "topk", "batchtopk", "jumprelu")
+    variant: f"python -m tutorial_sae train smollm2-135m --full --sae {variant}{more}"
+    for variant, more in {
+        "vanilla": " --tokens 5000000 --threads 1",
+        "gated": " --tokens 5000000 --threads 1",
+        "topk": "",
+        "batchtopk": "",
+        "jumprelu": " --tokens 5000000",
+    }.items()
 }
 TOKENS_FVU, TOKENS_CE = 60_000, 12_000
 FIGURES = (
