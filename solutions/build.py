@@ -38,19 +38,24 @@ SETUP = """\
 # Set-up. Run this first; running it again does no harm. It never replaces the PyTorch that is installed.
 import importlib.metadata
 import importlib.util
+import os
 import subprocess
 import sys
 
-COURSE = "{repository}"  # where the course can be installed from
+COURSE = "{repository}"  # where the course can be had
 if importlib.util.find_spec("tutorial_sae") is None:
     if not COURSE:
         raise ModuleNotFoundError(
             "The course has no public address yet. Upload or unpack its folder, then run there: "
             "pip install -r requirements.txt (on Colab: pip install .)"
         )
+    if not os.path.isdir("tutorial_sae_course"):
+        subprocess.run(["git", "clone", "--quiet", "--depth", "1", COURSE, "tutorial_sae_course"], check=True)
     torch_here = importlib.util.find_spec("torch") and ["torch==" + importlib.metadata.version("torch")]
-    install = [sys.executable, "-m", "pip", "install", "--quiet", "git+" + COURSE, *(torch_here or [])]
+    install = [sys.executable, "-m", "pip", "install", "--quiet", "./tutorial_sae_course", *(torch_here or [])]
     subprocess.run(install, check=True)
+if os.path.isdir("tutorial_sae_course/notebooks"):
+    os.chdir("tutorial_sae_course/notebooks")  # from there the committed results are found
 
 from tutorial_sae.runtime import hardware
 
@@ -103,6 +108,8 @@ def _finished(notebook: NotebookNode, stem: str, fill: Callable[[re.Match[str]],
         tags = cell.metadata.get("tags", [])
         if heading := re.search(r"^#+ Exercise (\d+\.\d+)", cell.source, re.MULTILINE):
             number = heading[1]
+        # a line of its own for what an exercise teaches
+        cell.source = re.sub(r"^(> Difficulty: .*\S)$", r"\1  ", cell.source, flags=re.MULTILINE)
         if "setup" in tags:
             cell.source = SETUP.format(repository=repository())
             tags = [*tags, "nbval-ignore-output"]
@@ -126,7 +133,7 @@ def _finished(notebook: NotebookNode, stem: str, fill: Callable[[re.Match[str]],
 
 def execute(notebook: NotebookNode, *, strict: bool = True) -> None:
     """Run all cells, in the folder of the solutions, on the CPU, so that the outputs are the same on all machines."""
-    environment = os.environ | {"CUDA_VISIBLE_DEVICES": "", "JUPYTER_PLATFORM_DIRS": "1"}
+    environment = os.environ | {"CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1", "JUPYTER_PLATFORM_DIRS": "1"}
     environment |= {"TUTORIAL_SAE_STRICT": "1"} if strict else {}
     client = NotebookClient(
         notebook,

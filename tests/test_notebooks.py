@@ -131,7 +131,7 @@ def test_the_format_of_every_exercise(master: Path):
     mine = registered(master)
     assert list(headed) == list(mine)
     for number, text in headed.items():
-        head = text.split("\n\n")[0]
+        head = "\n".join(text.splitlines()[:6])
         assert re.search(r"^> Difficulty: .+ · Importance: .+ · about \d+ minutes? · ", head, re.MULTILINE), head
         for name in ("Difficulty", "Importance"):
             dots, count = re.findall(rf"{name}: ([●○]+) (\d)/5", head)[0]

@@ -72,8 +72,7 @@ explorer_figure(data)
 # What you may have seen: under the **row** cut the coloured part ends on a straight line. Under **batch** and
 # **threshold** it is ragged: some tokens keep far more than others, but all stop at one and the same *height*. The
 # batch decides that height together, so under **batch** other people's text changes yours. Under **threshold** the
-# height is fixed, and nothing else can move it. In numbers, the first and the last two of these lines are the same cut
-# of the same sentence beside other text:
+# height is fixed, and nothing else can move it. The same in numbers, with each of the three neighbourhoods:
 
 # %%
 for name in ("alone", "poor", "rich"):
@@ -157,7 +156,7 @@ print(f"of them kept, above theta = {float(sae.threshold):.3f}: {(latents > 0).s
 def l0(latents: Float[Tensor, "tokens d_sae"]) -> float:
     """The mean number of latents per token that are not 0."""
     ### BEGIN SOLUTION
-    #:     return float((latents != 0).float().mean())
+    #: return float((latents != 0).float().mean())
     return float((latents != 0).sum(dim=-1).float().mean())
     ### END SOLUTION
 
@@ -225,15 +224,17 @@ figure, (axis,) = picture(
     width=10,
     height=3.6,
 )
-for arrows, look in ((ARROWS, {"color": "#777777", "lw": 1.5}), (SHORT, {"color": COLOURS["batchtopk"], "lw": 3})):
-    for arrow in arrows:
-        (_, x0, y0), (_, x1, y1) = (NOTEBOOKS[end] for end in arrow.split("-"))
-        style = {"arrowstyle": "-|>", "shrinkA": 24, "shrinkB": 24, **look}
-        axis.annotate("", (x1, y1), (x0, y0), arrowprops=style)
+boxes = {}
 for number, (name, across, up) in NOTEBOOKS.items():
     on = number in ("00", "03", "04", "06")
     box = {"boxstyle": "round,pad=0.45", "facecolor": "#FBE3D3" if on else "#EEEEEE", "edgecolor": "none"}
-    axis.text(across, up, f"{number}\n{name}", ha="center", va="center", fontsize=10, color="#1a1a1a", bbox=box)
+    label = axis.text(across, up, f"{number}\n{name}", ha="center", va="center", color="#1a1a1a", bbox=box)
+    boxes[number] = label.get_bbox_patch()
+for arrows, look in ((ARROWS, {"color": "#777777", "lw": 1.5}), (SHORT, {"color": COLOURS["batchtopk"], "lw": 3})):
+    for start, end in (arrow.split("-") for arrow in arrows):
+        ends = {"patchA": boxes[start], "patchB": boxes[end], "shrinkA": 2, "shrinkB": 4}
+        look |= {"arrowstyle": "-|>", "mutation_scale": 14}
+        axis.annotate("", NOTEBOOKS[end][1:], NOTEBOOKS[start][1:], arrowprops=look | ends)
 axis.set(xlim=(-0.5, 7.5), ylim=(-0.5, 2.6), title="What leads where; in orange the short path, about half a day")
 axis.axis("off")
 figure

@@ -113,7 +113,7 @@ def _judge(check: Callable[..., str], answers: Sequence[Any], seconds: int) -> t
     except _Untouched:
         outcome, message = OPEN, "not attempted yet. Put your answer in place of `...` and run the cell again."
     except Failed as failure:
-        message = f"not yet. {failure}"
+        message = f"not yet. {str(failure)[:1].upper()}{str(failure)[1:]}"
     except OutOfTime:
         message = f"not yet. Your code was stopped after {seconds} seconds: is there a loop that never ends?"
     except (KeyboardInterrupt, GeneratorExit):
