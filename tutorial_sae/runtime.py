@@ -226,7 +226,8 @@ def lock(path: Path) -> Iterator[None]:
         try:
             held.acquire(timeout=0.2)
         except Timeout:
-            print(f"another process is at work in {path.parent}: waiting for it", file=sys.stderr)
+            if not in_notebook():
+                print(f"another process is at work in {path.parent}: waiting for it", file=sys.stderr)
             held.acquire()
     try:
         yield

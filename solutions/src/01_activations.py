@@ -775,8 +775,9 @@ figure
 # | shuffled | .246 to .271 | .308 to .345 |
 #
 # A long run of one kind is plainly bad, and what was seen first is forgotten most. Rows of mixed documents are a mild
-# case: no better than the worst of the shuffled runs, and not far from it. How mixed your text already is decides how
-# much your shuffle has to do.
+# case: their error lies within the scatter of the shuffled runs. That scatter between seeds is wide in so short a
+# training, so this table does not say that whole rows hurt. How mixed your text already is decides how much your
+# shuffle has to do.
 #
 # ## 7. One mean, one scale
 #

@@ -47,7 +47,7 @@ def visit(browser: Browser, tmp_path: Path) -> Iterator[Callable[..., Page]]:
         page.set_default_timeout(60_000)
         page.on("console", lambda message: complaints.append(message.text))
         page.on("pageerror", lambda error: complaints.append(str(error)))
-        page.on("request", lambda request: request.url.startswith("file:") or complaints.append(request.url))
+        page.on("request", lambda request: complaints.extend([request.url] * (not request.url.startswith("file:"))))
         page.goto(file.as_uri())
         return page
 

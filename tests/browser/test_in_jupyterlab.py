@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import subprocess
 import sys
@@ -47,7 +48,10 @@ def lab(tmp_path: Path) -> Iterator[str]:
     ]
     with (tmp_path / "lab.log").open("w") as log:
         command = [sys.executable, "-m", "jupyterlab", *options]
-        server = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, cwd=tmp_path)
+        # settings of its own: the test changes the theme, and whoever runs it keeps theirs
+        names = ("JUPYTERLAB_SETTINGS_DIR", "JUPYTERLAB_WORKSPACES_DIR", "JUPYTER_CONFIG_DIR")
+        own = os.environ | {name: str(tmp_path / name) for name in names}
+        server = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, cwd=tmp_path, env=own)
         try:
             for _ in range(240):
                 try:

@@ -122,7 +122,7 @@ export function mount(el, data, say) {
   const root = make("div", "", "cuts3"), $ = (name) => root.querySelector(name), id = `cuts3-${++made}-${Date.now()}`;
   root.innerHTML = MARKUP;
   root.prepend(make("style", STYLE));
-  root.dataset.lmSuppressShortcuts = "true"; // in JupyterLab, keys are for the controls while they have the focus
+  root.onkeydown = (event) => event.stopPropagation(); // else JupyterLab takes the arrow keys from the controls
   el.append(root);
   let s, now, view = "latent", cut = "batch", cell = null, frame = 0, counts = {}, errors = {}, at, colour;
   const canvas = $("canvas"), g = canvas.getContext("2d"), again = () => (frame ||= requestAnimationFrame(draw));
