@@ -71,16 +71,16 @@ def main(variants: list[str]) -> None:
         if cli.main([*shlex.split(COMMANDS[variant])[3:], "--resume", "--out", str(RUNS / variant)]):
             raise SystemExit(f"training {variant} failed")
     model = load_model("smollm2-135m")
-    origin = load_sae(RUNS / variants[0]).metadata
-    text, limit = load_text(split="heldout"), origin["mask"]["norm_limit"]
-    heldout = Heldout(model, text, origin["hook"], norm_limit=limit, tokens=TOKENS_FVU, ce_tokens=TOKENS_CE)
     path = FOLDER / "manifest.json"
-    saes = json.loads(path.read_text(encoding="utf-8"))["saes"] if path.exists() else {}
+    made = json.loads(path.read_text(encoding="utf-8")) if path.exists() else load_sae(RUNS / variants[0]).metadata
+    text, limit = load_text(split="heldout"), made["mask"]["norm_limit"]  # one for all, wherever they were trained
+    heldout = Heldout(model, text, made["hook"], norm_limit=limit, tokens=TOKENS_FVU, ce_tokens=TOKENS_CE)
+    saes = made.get("saes", {})
     for variant in variants:
         saes[variant] = ship(variant, model, heldout)
         print(variant, json.dumps(saes[variant]["heldout"]), flush=True)
     note = "SmolLM2-135M-Instruct, dequantised from a 4-bit (Q4_1) file"
-    about = {name: origin[name] for name in ("model", "fingerprint", "hook", "mask")}
+    about = {name: made[name] for name in ("model", "fingerprint", "hook", "mask")}
     saes = {variant: saes[variant] for variant in COMMANDS if variant in saes}
     write_json(path, about | {"model_note": note, "weights": "bfloat16", "saes": saes})
 

@@ -67,9 +67,12 @@ def test_all_share_one_model_hook_and_mask(smollm2):
     assert made["fingerprint"] == smollm2.card.fingerprint
     for variant in SHIPPED:
         metadata = load_pretrained(variant).metadata
-        assert {name: metadata[name] for name in ("model", "fingerprint", "hook", "mask")} == {
-            name: made[name] for name in ("model", "fingerprint", "hook", "mask")
+        assert {name: metadata[name] for name in ("model", "fingerprint", "hook")} == {
+            name: made[name] for name in ("model", "fingerprint", "hook")
         }
+        assert metadata["mask"]["special"] == made["mask"]["special"]
+        # found by each training machine in its own precision; between a sink and other tokens lies a factor of ten
+        assert metadata["mask"]["norm_limit"] == pytest.approx(made["mask"]["norm_limit"], rel=1e-3)
 
 
 def test_the_slice_is_held_out_text_at_their_hook(smollm2):

@@ -380,7 +380,7 @@ seen = [line["seen"] / 1000 for line in history]
 for axis, key, label in ((left, "fvu", "FVU"), (right, "l0", "L0 (latents per token)")):
     axis.plot(seen, [line[key] for line in history], "o-", color=COLOURS["vanilla"], linewidth=1.8, markersize=3)
     axis.axvspan(0, 0.2 * seen[-1], color="#bbbbbb", alpha=0.35, linewidth=0)
-    axis.text(0.22 * seen[-1], 0.96, "warm-up ends", transform=axis.get_xaxis_transform(), va="top", fontsize=8)
+    axis.text(0.22 * seen[-1], 0.04, "warm-up ends", transform=axis.get_xaxis_transform(), fontsize=8)
     axis.set(xlabel="activations seen (thousands)", ylabel=label)
 right.set(yscale="log", title="What is spent")
 right.set_yticks([50, 100, 200, 500], ["50", "100", "200", "500"])
@@ -523,12 +523,13 @@ for recipe in ("warm-up", "no warm-up"):
 # > Difficulty: ●●○○○ 2/5 · Importance: ●●●●○ 4/5 · about 5 minutes · core
 # > A prediction that you can check three cells further down.
 #
-# In the sweep, `l1 = 2` gave an L0 of a little over 60. The shipped vanilla SAE was trained with the same `l1`, with
-# **twice as many latents** and on **more than thirty times as many** activations. What is its L0, roughly?
+# In the sweep, `l1 = 2` gave an L0 of a little over 60. The shipped vanilla SAE was trained with nearly the same `l1`,
+# 2.12, but with **twice as many latents** and on **more than thirty times as many** activations. What is its L0,
+# roughly?
 #
 # - (a) 130: twice the latents, twice as many on
 # - (b) 65: the price is the same
-# - (c) 35
+# - (c) 31
 # - (d) 4
 
 # %%

@@ -94,7 +94,7 @@ QUESTIONS = [
     Answer(check.fair_play, "right", ("c",), None),
     Answer(check.fair_play, "always", ("a",), "Not everywhere"),
     Answer(check.fair_play, "never", ("b",), "does not make it"),
-    Answer(check.fair_play, "noise", ("d",), "no noise"),
+    Answer(check.fair_play, "noise", ("d",), "not noise alone"),
 ]
 
 # -- 4.4 -------------------------------------------------------------------------------------------------

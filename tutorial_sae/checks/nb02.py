@@ -33,13 +33,13 @@ def _encode(x: Tensor, W: Tensor, b: Tensor, c: Tensor) -> Tensor:
 
 ENCODE = {
     "Your latents can be negative: the relu is missing.": lambda x, W, b, c: (x - c) @ W + b,
-    "b_dec must be taken off before the encoder: (x - b_dec) @ W_enc.": lambda x, W, b, c: (x @ W + b).relu(),
-    "b_enc is missing.": lambda x, W, b, c: ((x - c) @ W).relu(),
-    "b_enc comes after your relu, and has to come before.": lambda x, W, b, c: ((x - c) @ W).relu() + b,
+    "First b_dec must be taken off before the encoder: (x - b_dec) @ W_enc.": lambda x, W, b, c: (x @ W + b).relu(),
+    "The bias b_enc is missing.": lambda x, W, b, c: ((x - c) @ W).relu(),
+    "The bias b_enc comes after your relu, and has to come before.": lambda x, W, b, c: ((x - c) @ W).relu() + b,
 }
 DECODE = {
-    "b_dec is missing: the encoder takes it off, and the decoder puts it back.": lambda f, D, c: f @ D,
-    "b_dec is taken off once more: the decoder puts it back.": lambda f, D, c: f @ D - c,
+    "No b_dec: the encoder takes it off, and the decoder puts it back.": lambda f, D, c: f @ D,
+    "Your b_dec is taken off once more: the decoder puts it back.": lambda f, D, c: f @ D - c,
 }
 
 
@@ -62,8 +62,8 @@ LOSS = {
     "The penalty is summed over latents, and averaged over tokens alone.": lambda *a: _loss(*a, m=len(a[2][0])),
     "You sum over tokens: take the mean, or the loss grows with the batch.": lambda *a: _loss(*a) * len(a[0]),
     "That is the length of the error: square it.": lambda x, y, *a: _loss(x, x, *a) + (x - y).norm(dim=1).mean(),
-    "`strength` is missing: the penalty has no warm-up.": lambda *a: _loss(*a[:4], 1.0),
-    "`strength` weakens the whole loss: only the penalty warms up.": lambda *a: a[4] * _loss(*a[:4], 1.0),
+    "Your `strength` is missing: the penalty has no warm-up.": lambda *a: _loss(*a[:4], 1.0),
+    "Your `strength` weakens the whole loss: only the penalty warms up.": lambda *a: a[4] * _loss(*a[:4], 1.0),
     "You count latents, and a count has no slope: add up values.": lambda *a: _loss(*a, price=lambda f: (f > 0) * 1.0),
     "You square the latents: that makes small values, hardly ever 0.": lambda *a: _loss(*a, price=Tensor.square),
 }
@@ -82,7 +82,7 @@ def loss(sae_loss: Any) -> str:
 # -- 2.3, 2.4: the decoder's length ----------------------------------------------------------------------
 
 CHEAT = {
-    "b_enc must shrink with W_enc: the relu cuts their sum.": lambda W, b, D, c, s: (W / s, b, D * s, c),
+    "The bias b_enc must shrink with W_enc: the relu cuts their sum.": lambda W, b, D, c, s: (W / s, b, D * s, c),
     "Smaller latents, and nothing makes up for them: lengthen W_dec.": lambda W, b, D, c, s: (W / s, b / s, D, c),
     "The latents are as they were: shrink what the encoder gives.": lambda W, b, D, c, s: (W, b, D * s, c),
     "The wrong way round: latents and penalty grow.": lambda W, b, D, c, s: (W * s, b * s, D / s, c),

@@ -272,6 +272,6 @@ def widget(cut_html: Any, cut_widget: Any) -> str:
 def fair_play(answer: Any) -> str:
     """a: Not everywhere: look at the shortest run.
     b: One setting in which TopK wins does not make it the better one: look at the longer runs.
-    d: The three seeds lie much closer together than the two SAEs do: this is no noise.
+    d: In every line the seeds of the two SAEs stand apart, in the longer runs far apart: this is not noise alone.
     """
     return choose(answer, "c", _said(fair_play), "a claim with its conditions")
