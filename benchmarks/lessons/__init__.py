@@ -1,4 +1,4 @@
-"""What the lessons claim, measured: `python -m benchmarks.lessons.nb04` writes `benchmarks/results/lessons/nb04.json`."""
+"""What the lessons claim, measured: `python -m benchmarks.lessons.nb04` writes `results/lessons/nb04.json`."""
 
 from __future__ import annotations
 
