@@ -67,6 +67,9 @@ good contender ends with, {whole["meta"]["tokens_seen"]:,} activations, width {w
 
 {end_to_end.table(whole).split(chr(10) * 2)[0]}
 
+The lowest error after equally many steps is not always ours: see the column of final FVU, and try `lr` for yourself.
+Other work ran on the machine while this was measured; ratios are of contenders that took turns.
+
 """
 
 

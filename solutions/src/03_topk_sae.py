@@ -6,7 +6,7 @@
 # **You will be able to**
 #
 # - write TopK, ties included, and say what it costs that every token spends the same;
-# - turn k after training, and say why more latents can make a reconstruction worse;
+# - turn k after training, and say what the entries beyond the k of training are worth;
 # - write AuxK, and show by gradients that it touches dead latents only;
 # - tell two kinds of dead latent apart, and say which of them AuxK can bring back.
 #
@@ -261,8 +261,8 @@ HTML(highlight(pieces, mine.tolist(), top=0.5))
 # > Difficulty: ●●○○○ 2/5 · Importance: ●●●●○ 4/5 · about 15 minutes · core
 # > You measure an SAE at a k that it was not trained with, and leave it as you found it.
 #
-# Give the FVU of `x` and the L0 **that comes out** when `sae` keeps `k` latents a token. Count the latents that are
-# kept: a token may not have k positive ones. Your function must leave `sae.k` as it was.
+# Give the FVU of `x` and the L0 **that comes out** (counted, not assumed) when `sae` keeps `k` latents a token. Your
+# function must leave `sae.k` as it was.
 #
 # **Predict first.** This SAE learned with k = 32. As k goes from 32 to 2304, does its FVU (1) fall all the way, (2)
 # fall and then stay, or (3) fall and rise again? And what will L0 be at k = 2304?
@@ -327,11 +327,21 @@ for k, l0, e in zip(ks, spent, curve.mean(dim=1).tolist(), strict=True):
 
 # %%
 shown = len(ks) - 1  # 2304 would be far off to the right, and no different
-figure, (left, right) = picture("FVU against k, for all tokens and for each kind; lowest near 64.", 2, 4.6, 3.6)
+figure, (left, right) = picture(
+    "FVU against k, for all tokens, with a close-up from 24 on, and for each kind; lowest near 64.", 2, 4.6, 3.6
+)
 left.plot(ks[:shown], curve.mean(dim=1)[:shown], "s-", color=COLOURS["topk"], label="all tokens")
 left.axvline(32, color="#444444", linestyle=":", label="k of training")
 left.set(xscale="log", xlabel="k at inference", ylabel="FVU", title="More latents, up to a point")
-left.legend(frameon=False)
+left.legend(frameon=False, loc="lower left")
+close_up = left.inset_axes((0.52, 0.5, 0.46, 0.42))
+close_up.plot(ks[ks.index(24) : shown], curve.mean(dim=1)[ks.index(24) : shown], "s-", color=COLOURS["topk"], ms=4)
+close_up.set(xscale="log", title="from 24 on")
+close_up.title.set_fontsize(9)
+close_up.set_xticks([24, 32, 64, 128], ["24", "32", "64", "128"], fontsize=8)
+close_up.tick_params(axis="y", labelsize=8)
+close_up.minorticks_off()
+close_up.grid(alpha=0.25)
 colours = ["#CC79A7", "#E69F00", "#7f7f7f", "#009E73", "#D55E00"]
 for name, colour, line in zip(names, colours, ["--", "-.", ":", "-", "-"], strict=True):
     of_kind = torch.tensor([kind == name for kind in kinds[: len(some)]])
@@ -409,7 +419,7 @@ print(page(4000))
 #
 # ## 5. Values or choice, again
 #
-# In 02 you asked of the vanilla SAE: is the error in *which* latents it keeps or in the *values* it gives them?
+# In 02 the question to the vanilla SAE was: is the error in *which* latents it keeps or in the *values* it gives them?
 # Refitting the values on the same latents took off much of it. Ask TopK the same:
 
 # %%
@@ -421,11 +431,11 @@ for k in (32, 96):
 sae.k = 32
 
 # %% [markdown]
-# At k = 32, where it was trained, better values take off little: no penalty has shrunk them. What is left of the error
-# is choice. And at k = 96 they take off a lot, which explains the curve of section 4: entries below rank 32 were
-# **never trained to be right**, since outside the cut no gradient reaches them. With the best values more latents can
-# only help; with their own, they add noise. (`benchmarks/results/lessons/nb03.json`, under `refit`, has four values of
-# k on 1,024 tokens.)
+# At k = 32, where it was trained, better values take off little: no penalty has shrunk them. At k = 96 they take off a
+# lot, which explains the curve of section 4: entries below rank 32 were **never trained to be right**, since outside
+# the cut no gradient reaches them. With the best values (least squares, on the latents as they were kept) more latents
+# can only help; with their own, they first help and then add noise. (`benchmarks/results/lessons/nb03.json`, under
+# `refit`, has four values of k on 1,024 tokens.)
 #
 # How can a choice be wrong at all, when TopK takes the *largest*? Because largest `z` is the encoder's opinion.
 #
@@ -475,8 +485,8 @@ check.wrong_choice(point, encoder, decoder)
 # </details>
 #
 # **What you just saw.** The encoder guesses, in one matrix product, which latents are worth keeping. What remains of
-# TopK's error at its own k is mostly that guess, and that
-# 2304 directions can only do so much; this experiment does not tell the two apart.
+# TopK's error at its own k is that guess, and that 2304 directions can only do so much; these experiments do not tell
+# the two apart.
 #
 # ## 6. Latents that die
 #
@@ -703,7 +713,8 @@ check.post_mortem(post_mortem)
 # `Exercise 3.7: passed (3 x 5, k = 2, 1 x 5, k = 2, 3 x 5, k = 5, 60 latents, fewer positives than k).`
 # </details>
 #
-# Now a patient of our own: trained here, far too hot, for a few seconds.
+# Now a patient of our own: trained here, far too hot, for a few seconds (and so with other shares of the two kinds than
+# in the table of section 8).
 
 # %% tags=["nbval-ignore-output"]
 too_hot = TrainConfig(tokens=80 * 512, batch_size=512, lr=0.02, dead_after_tokens=20_000, revive="none")
@@ -763,12 +774,11 @@ curves(axes[0], 0.004, ["none", "auxk", "resample"])
 figure
 
 # %% [markdown]
-# What holds here, and what does not (`benchmarks/results/lessons/nb03.json`; two seeds unless the table says
-# otherwise):
+# What holds here, and what does not (`benchmarks/results/lessons/nb03.json`, as many seeds as the table says):
 #
 # - **At 0.004 all the dead are outbid**, and AuxK does what its formula promises: of a third, about a tenth is left.
-#   Resampling leaves about a quarter: its curve dips at its last moment, half-way through, and climbs again
-#   afterwards: whatever outbids a latent at this rate goes on doing so.
+#   Resampling leaves about a quarter: its curve dips at the last resampling, half-way through the run, and climbs
+#   again afterwards. (The curve counts a window of training, the table held-out tokens, so their ends differ a little.)
 # - **The error barely moves**: by less than .005 of FVU, at the same L0, whichever way the dead were brought back.
 #   Here a third of the latents could be idle and hardly be missed. Longer runs and wider SAEs were not measured.
 # - **At 0.02 a new kind appears**: more than a fifth of all latents is never positive on any held-out token. Section 7
@@ -784,8 +794,8 @@ progress()
 # - TopK keeps the k largest pre-activations of each token. L0 is what you asked for, no penalty, no shrinkage, and a
 #   tie rule so that codes are reproducible.
 # - The price: a comma spends as much as a surname, and the error goes where the need is.
-# - k can be turned after training. Beyond the k of training the entries have never been trained: their values, not
-#   their number, make the error rise again.
+# - k can be turned after training. Beyond the k of training the entries have never been trained: here the error falls
+#   a little further, up to twice that k, and then rises again, because of their values and not their number.
 # - Dead latents are of two kinds. AuxK pulls at the outbid and provably at nobody else; the never positive need new
 #   weights.
 # - A count of dead latents is no measure of quality: look at the error, and at L0 beside it.
@@ -822,8 +832,8 @@ progress()
 # >   with a long window no latent ever counts as dead, and AuxK silently does nothing. Always state the window.
 # > - **AuxK's details**, in published code: not detached, `b_dec` twice, applied to all latents. Test gradients, not
 # >   values.
-# > - **Loading a TopK SAE as a ReLU SAE** keeps every positive latent: section 4 showed what that does to L0 and the
-# >   error. It happens when a file does not say which variant it holds.
+# > - **Loading a TopK SAE as a ReLU SAE** keeps every positive latent. Here L0 goes from 32 to 114 (section 4) and the
+# >   error hardly moves, so nothing warns you. It happens when a file does not say which variant it holds.
 # > - **Ties in low precision**, and `topk` implementations that differ in them: codes differ between machines.
 #
 # ## What this covered

@@ -38,6 +38,16 @@ def by_nudge(z, k):
     return torch.zeros_like(z).scatter(-1, index, z.gather(-1, index))
 
 
+def by_large_nudge(z, k):
+    index = (z - 1e-5 * torch.arange(z.shape[-1])).topk(k, dim=-1).indices
+    return torch.zeros_like(z).scatter(-1, index, z.gather(-1, index))
+
+
+def by_plain_topk(z, k):
+    values, index = z.topk(k, dim=-1)
+    return torch.zeros_like(z).scatter(-1, index, values)
+
+
 def in_place(z, k):
     z[z < z.topk(k, dim=-1).values[:, -1:]] = 0
     return z
@@ -262,6 +272,8 @@ SMALL_ONE = torch.tensor([[0.1, 0.0], [0.0, 5.0]])
 SLANTED = normalize(torch.tensor([[1.0, 0.2], [0.3, 1.0]]), dim=1)
 
 ANSWERS = [
+    Answer(check.topk, "a nudge that reorders", (by_large_nudge,), "close but not"),
+    Answer(check.topk, "plain torch.topk", (by_plain_topk,), "promises nothing"),
     Answer(check.topk, "a stable sort and a mask", (by_stable_sort,), None),
     Answer(check.topk, "a loop with NumPy's argmax", (by_loop,), None),
     Answer(check.topk, "ties nudged apart in double precision", (by_nudge,), None),

@@ -15,7 +15,9 @@ import io
 import json
 import math
 import os
+import re
 import signal
+import sys
 import threading
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -31,7 +33,8 @@ PASSED, FAILED, OPEN = "passed", "not yet", "not attempted"
 SHOWN_OUTPUT = 2_000  # characters of what an answer prints
 RECORD = "TUTORIAL_SAE_RECORD"  # names the file to which outcomes are added, for `grade`
 STRICT = "TUTORIAL_SAE_STRICT"
-HERE = str(Path(__file__).parent)
+# where a learner's code does not stand: this package, the standard library, other packages
+NOT_MINE = (str(Path(__file__).parent.parent), str(Path(os.__file__).parent), sys.prefix)
 
 
 class Failed(Exception):
@@ -113,7 +116,8 @@ def _judge(check: Callable[..., str], answers: Sequence[Any], seconds: int) -> t
     except _Untouched:
         outcome, message = OPEN, "not attempted yet. Put your answer in place of `...` and run the cell again."
     except Failed as failure:
-        message = f"not yet. {str(failure)[:1].upper()}{str(failure)[1:]}"
+        text = re.sub(r"^[a-z](?=[a-z]* (?!=))", lambda first: first[0].upper(), str(failure))
+        message = f"not yet. {text}"
     except OutOfTime:
         message = f"not yet. Your code was stopped after {seconds} seconds: is there a loop that never ends?"
     except (KeyboardInterrupt, GeneratorExit):
@@ -137,7 +141,7 @@ def _short(error: BaseException) -> str:
 def _where(error: BaseException) -> str:
     """The last line of the learner's own code on the way to an error."""
     frames = traceback.extract_tb(error.__traceback__)
-    mine = [f for f in frames if not f.filename.startswith(HERE) and "site-packages" not in f.filename and f.line]
+    mine = [f for f in frames if not f.filename.startswith(NOT_MINE) and "site-packages" not in f.filename and f.line]
     return f"\n    line {mine[-1].lineno} of your cell: {mine[-1].line}" if mine else ""
 
 
@@ -307,7 +311,7 @@ def side_by_side(case: Case, got: Any, want: Any) -> str:
     if len(parts) != 3 or any(p.dim() not in (1, 2) or p.shape[-1] > 10 or p.numel() > 60 for p in parts):
         return ""
     numbers = ", ".join(f"{a:g}" for a in case.args if isinstance(a, int | float) and not isinstance(a, bool))
-    heads = ["input" + (f" (and {numbers})" if numbers else ""), "yours", "wanted"]
+    heads = ["input" + (f", {numbers}" if numbers else ""), "yours", "wanted"]
     blocks = [[" ".join(_cell(v) for v in row) for row in part.reshape(-1, part.shape[-1]).tolist()] for part in parts]
     widths = [max(map(len, [head, *block])) for head, block in zip(heads, blocks, strict=True)]
     lines = ["   ".join(head.ljust(w) for head, w in zip(heads, widths, strict=True))]

@@ -35,8 +35,12 @@ def _random(seed: int, *shape: int) -> Tensor:
 
 def _topk(z: Tensor, k: int) -> Tensor:
     """Each row sorted, largest first and of equals the lower index first; the first k stay."""
-    first = z.sort(dim=1, descending=True, stable=True).indices[:, :k]
-    return torch.zeros_like(z).scatter(1, first, z.gather(1, first))
+    return _at(z, z.sort(dim=1, descending=True, stable=True).indices[:, :k])
+
+
+def _at(z: Tensor, places: Tensor) -> Tensor:
+    """z at these places of each row, 0 elsewhere."""
+    return torch.zeros_like(z).scatter(1, places, z.gather(1, places))
 
 
 @exercise("3.1", "k per token")
@@ -49,6 +53,10 @@ def topk(f: Any) -> str:
     ties: You keep every entry that equals the k-th largest, so that a tie gives a token more than k. Where there are
         more equals than room, the lower index stays.
     bar: You keep what is larger than the k-th largest, and so lose the k-th itself.
+    bent: You lower the entries a little to decide ties, and so put entries in a wrong order that are close but not
+        equal. Sort the entries as they are, with `stable=True`.
+    plain: `torch.topk` promises nothing about which of several equal entries it takes. The rule is: the lower index
+        stays; a sort with `stable=True` keeps it.
     """
     slips = _said(
         topk,
@@ -58,12 +66,17 @@ def topk(f: Any) -> str:
         next=lambda z, k: torch.where(z > z.topk(k + 1).values[:, -1:], z, 0),
         ties=lambda z, k: torch.where(z >= z.topk(k).values[:, -1:], z, 0),
         bar=lambda z, k: torch.where(z > z.topk(k).values[:, -1:], z, 0),
+        bent=lambda z, k: _at(z, (z - 1e-4 * torch.arange(z.shape[1])).topk(k).indices),
+        plain=lambda z, k: _at(z, z.topk(k).indices),
     )
+    near = torch.zeros(1, 2304)
+    near[0, 0], near[0, -1] = 0.5, 0.50001
     plain = torch.tensor([[0.9, 0.8, 0.7, 0.6], [0.4, 0.1, 0.2, 0.3]])
     tied = torch.tensor([[0.5, 0.2, 0.5, 0.5], [0.1, 0.9, 0.9, 0.3], [0.0, 0.7, 0.0, 0.0]])
     cases = [Case("values", (plain, 2)), *(Case("ties, fewer positives than k", (tied, k)) for k in (1, 2, 4))]
     wide = _random(2, 40, 96).relu()
     cases += [Case("one token", (wide[:1], 3)), Case("96 latents", (wide, 5)), Case("many ties", (wide.round(), 5))]
+    cases += [Case("close but not equal", (near, 1))]
     return try_cases(f, _topk, cases, slips, tol=1e-6)
 
 
@@ -116,6 +129,7 @@ def error_at(f: Any) -> str:
 
 @exercise("3.4", "make TopK choose wrongly", kind="break it", core=False)
 def wrong_choice(x: Any, W_enc: Any, W_dec: Any) -> str:
+    x, W_enc, W_dec = (torch.as_tensor(part, dtype=torch.float32) for part in (x, W_enc, W_dec))
     like((x, W_enc, W_dec), (torch.zeros(2), torch.zeros(2, 2), torch.zeros(2, 2)), "the answer")
     z, along = x @ W_enc, W_dec @ x
     kept, other = (x.square().sum() - along.square())[[int(z.argmax()), int(z.argmin())]].tolist()
