@@ -103,7 +103,7 @@ def _finished(notebook: NotebookNode, stem: str, fill: Callable[[re.Match[str]],
     """The notebook with its regions filled, and nothing in it that a rebuild would change."""
     notebook.metadata = nbformat.from_dict(METADATA)
     notebook.nbformat, notebook.nbformat_minor = 4, 5
-    number, seen = "", {}
+    number, seen = "", dict[str, int]()
     for i, cell in enumerate(notebook.cells):
         tags = cell.metadata.get("tags", [])
         if heading := re.search(r"^#+ Exercise (\d+\.\d+)", cell.source, re.MULTILINE):
@@ -113,18 +113,19 @@ def _finished(notebook: NotebookNode, stem: str, fill: Callable[[re.Match[str]],
         if "setup" in tags:
             cell.source = SETUP.format(repository=repository())
             tags = [*tags, "nbval-ignore-output"]
-        kind = None
+        kind: dict[str, Any] = {}
         if cell.cell_type == "code" and REGION.search(cell.source):
             kind = {"grade": False, "solution": True, "locked": False}
             cell.source = REGION.sub(fill, cell.source).rstrip("\n")
         elif cell.cell_type == "code" and cell.source.startswith("check."):
             kind = {"grade": True, "solution": False, "locked": True, "points": 1}
-        cell.metadata = nbformat.from_dict({"tags": tags} if tags else {})
+        metadata: dict[str, Any] = {"tags": tags} if tags else {}
         if kind:
             name = ("check-" if kind["grade"] else "answer-") + (number or str(i)).replace(".", "-")
             seen[name] = seen.get(name, 0) + 1
             name += f"-{seen[name]}" if seen[name] > 1 else ""  # an exercise may ask for two things in two cells
-            cell.metadata["nbgrader"] = kind | {"grade_id": name, "schema_version": 3, "task": False}
+            metadata["nbgrader"] = kind | {"grade_id": name, "schema_version": 3, "task": False}
+        cell.metadata = nbformat.from_dict(metadata)
         if cell.cell_type == "code":
             cell.outputs, cell.execution_count = [], None
         cell.id = f"{stem[:2]}-{i:03d}"

@@ -102,7 +102,7 @@ DIRECTIONS = [
     ("coordinates", lambda x, n: _ratio(x.var(0).sort(descending=True).values, n), "the n best coordinates"),
     ("percent", lambda x, n: 100 * float(_svd(x, n)), "not in percent"),
     ("what is left", lambda x, n: 1 - float(_svd(x, n)), "the share left over"),
-    ("smallest first", lambda x, n: _ratio(torch.linalg.eigvalsh(x.T.cov()), n), "is right"),
+    ("smallest first", lambda x, n: _ratio(torch.linalg.eigvalsh(x.T.cov()), n), "the n smallest"),
     ("mean of each row", lambda x, n: _ratio(torch.linalg.svdvals(x - x.mean(1, keepdim=True)) ** 2, n), "is right"),
     ("all shares", lambda x, n: torch.linalg.svdvals(x - x.mean(0)) ** 2, "must be one number"),
 ]
@@ -154,6 +154,11 @@ def _from_origin(batches):
     return float(len(batches[0]) * means.square().sum(1).mean() / x.square().sum(1).mean())
 
 
+def _by_default_var(batches):
+    means = torch.stack([b.mean(0) for b in batches])
+    return float(len(batches[0]) * means.var(0).sum() / torch.cat(batches).var(0).sum())
+
+
 MIXED = [
     ("as defined", _clumping, None),
     ("by var", _by_var, None),
@@ -161,6 +166,7 @@ MIXED = [
     ("lengths", lambda b: float(_clumping(b)) ** 0.5, "a ratio of lengths"),
     ("spread inside the batches", _within, "the spread inside the batches"),
     ("from the origin", _from_origin, "You measure from 0"),
+    ("var as it comes", _by_default_var, "one less than the count"),
     ("number of batches for n", lambda b: float(_clumping(b)) / len(b[0]) * len(b), "is right"),
     ("a number for each coordinate", lambda b: torch.stack([m.mean(0) for m in b]).var(0), "must be one number"),
 ]
@@ -184,6 +190,7 @@ NORMALISATION = [
     ("no root", lambda x: (x.mean(0), _about(x, x.mean(0)) / 8), "Take the root"),
     ("to multiply by", lambda x: (x.mean(0), (_about(x, x.mean(0)) / 8) ** -0.5), "The number to divide by"),
     ("mean norm", lambda x: (x.mean(0), float((x - x.mean(0)).norm(dim=1).mean()) / 8**0.5), "mean *squared* norm"),
+    ("mean of the deviations", lambda x: (x.mean(0), x.std(0).mean()), "averaged the standard deviations"),
     ("a scale for each coordinate", lambda x: (x.mean(0), x.std(0)), "must be one number"),
     ("one mean for all", lambda x: (x.mean(), x.std()), "has shape ()"),
     ("the scale alone", lambda x: x.std(), "must be 2 things"),
@@ -207,9 +214,9 @@ def _units_in_place(b_enc, b_dec, theta, l1, c):
 UNITS = [
     ("as meant", _units(), None),
     ("by a factor, a list", _units_by_factor, None),
-    ("θ forgotten", _units(t=0), "so must θ"),
-    ("b_dec forgotten", _units(d=0), "has the units of x"),
-    ("b_enc forgotten", _units(e=0), "divide it too"),
+    ("θ forgotten", _units(t=0), "The threshold θ is compared"),
+    ("b_dec forgotten", _units(d=0), "The bias b_dec is subtracted"),
+    ("b_enc forgotten", _units(e=0), "The bias b_enc is added"),
     ("l1 forgotten", _units(penalty=0), "For the same balance l1 falls with c"),
     ("l1 twice", _units(penalty=2), "divide l1 by c once"),
     ("multiplied", _units(-1, -1, -1, -1), "The wrong way round"),
@@ -229,7 +236,7 @@ ROWS = [
     ("einops", _by_einops, None),
     ("flatten and unflatten", lambda f, x: f(x.flatten(0, 1)).unflatten(0, x.shape[:2]), None),
     ("view", lambda f, x: f(x.view(-1, x.shape[-1])).view(*x.shape[:2], -1), None),
-    ("f on three dimensions", lambda f, x: f(x), "it took `batch` for the number of tokens"),
+    ("f on three dimensions", lambda f, x: f(x), "The function f takes"),
     ("each text by itself", lambda f, x: torch.stack([f(text) for text in x]), "a batch cut must see all tokens"),
     ("(pos batch)", lambda f, x: _by_einops(f, x.transpose(0, 1)).transpose(0, 1), "reading order is (batch pos)"),
     ("reshape to (d, -1)", lambda f, x: f(x.reshape(6, -1).T).reshape(3, 5, -1), "pieces of several tokens"),

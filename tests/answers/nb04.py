@@ -195,6 +195,7 @@ ATTACK = [
     Answer(check.attack, "places taken in the pool", (neighbours,), None),
     Answer(check.attack, "chosen again and again, a list", (neighbours_greedy,), None),
     Answer(check.attack, "by the sum", (ranked_by(lambda p: p.sum(1)),), "can be had"),
+    Answer(check.attack, "by the number of positives", (ranked_by(lambda p: (p > 0).sum(1)),), "can be had"),
     Answer(check.attack, "by the norm", (ranked_by(lambda p: p.norm(dim=1)),), "can be had"),
     Answer(check.attack, "by the largest entry", (ranked_by(lambda p: p.amax(1)),), "can be had"),
     Answer(check.attack, "the wrong way round", (lambda p, n, k, rich: neighbours(p, n, k, not rich),), "wrong way"),
@@ -246,7 +247,7 @@ BAR = [
         check.one_number,
         "values not compared",
         (lambda z, c: bar_between(z, torch.where(c > 0, z, 0)),),
-        "values halved",
+        "halved: no bar",
     ),
     Answer(check.one_number, "a boolean mask", (lambda z, c: z > c,), "must be one number"),
 ]

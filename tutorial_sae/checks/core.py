@@ -34,6 +34,7 @@ SHOWN_OUTPUT = 2_000  # characters of what an answer prints
 RECORD = "TUTORIAL_SAE_RECORD"  # names the file to which outcomes are added, for `grade`
 STRICT = "TUTORIAL_SAE_STRICT"
 # where a learner's code does not stand: this package, the standard library, other packages
+HERE = str(Path(__file__).parent)
 NOT_MINE = (str(Path(__file__).parent.parent), str(Path(os.__file__).parent), sys.prefix)
 
 

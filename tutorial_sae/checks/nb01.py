@@ -94,6 +94,7 @@ def directions(explained: Any) -> str:
     axes: You took the n best coordinates. A direction may point anywhere: singular vectors are meant.
     percent: Give the share as a fraction between 0 and 1, not in percent.
     left: That is the share left over: the share explained is wanted.
+    smallest: You took the n smallest: `eigh` and `eigvalsh` give the eigenvalues in ascending order.
     """
 
     def ratio(values: Tensor, n: int) -> float:
@@ -107,6 +108,7 @@ def directions(explained: Any) -> str:
         axes=lambda x, n: ratio(x.var(0).sort(descending=True).values, n),
         percent=lambda x, n: 100 * share_explained(x, n),
         left=lambda x, n: 1 - share_explained(x, n),
+        smallest=lambda x, n: 1 - share_explained(x, x.shape[1] - n),
     )
     x = _draw(60, 6) * torch.tensor([3.0, 0.5, 2.0, 1.0, 0.8, 0.3]) @ torch.linalg.qr(_draw(6, 6, seed=1)).Q
     tries = {"one direction": (x, 1), "three": (x, 3), "a long mean": (x + 9, 2), "all": (x, 6)}
@@ -167,6 +169,7 @@ def mixed(clumping: Any) -> str:
     root: You give a ratio of lengths, and squared lengths are meant.
     inside: You compare with the spread inside the batches. The spread of all tokens about the overall mean is meant.
     origin: You measure from 0, and the overall mean is meant.
+    bessel: You divide by one less than the count, as `torch.var` does by default: give it `correction=0`.
     """
     slips = _said(
         mixed,
@@ -174,6 +177,7 @@ def mixed(clumping: Any) -> str:
         root=lambda batches: clumping_of(batches) ** 0.5,
         inside=lambda b: 1 / (1 / clumping_of(b) - 1 / len(b[0])),
         origin=lambda b: clumping_of([*b, *(-batch for batch in b)]),
+        bessel=lambda b: clumping_of(b) * (1 - 1 / len(torch.cat(list(b)))) / (1 - 1 / len(b)),
     )
     x = _draw(60, 4) + 3 * _draw(1, 4, seed=1)
     clumps = x + 2 * _draw(6, 4, seed=2).repeat_interleave(10, dim=0)
@@ -196,6 +200,7 @@ def normalisation(fit: Any) -> str:
     root: Take the root: E|x|² goes with the square of the scale.
     inverse: That is the factor to multiply by. The number to divide by is wanted.
     length: You took the mean norm. The mean *squared* norm is meant.
+    deviations: You averaged the standard deviations of the coordinates: average their squares, then take the root.
     """
 
     def slip(about: int, power: float, count: int) -> Callable[[Tensor], Any]:
@@ -204,15 +209,16 @@ def normalisation(fit: Any) -> str:
     names = {"early": (0, 0.5, 8), "unit": (1, 0.5, 1), "root": (1, 1, 8), "inverse": (1, -0.5, 8)}
     wrong = {name: slip(*how) for name, how in names.items()}
     wrong["length"] = lambda x: (x.mean(0), float((x - x.mean(0)).norm(dim=1).mean()) / 8**0.5)
+    wrong["deviations"] = lambda x: (x.mean(0), float(x.std(0).mean()))
     x = _draw(2000, 8) * torch.tensor([5.0, 1, 1, 2, 0.5, 1, 1, 3]) + torch.arange(8.0)
     return try_cases(fit, slip(1, 0.5, 8), [Case("values", (x,))], _said(normalisation, **wrong), tol=2e-3)
 
 
 @exercise("1.10", "the same SAE in other units")
 def units(in_other_units: Any) -> str:
-    """theta: θ is compared with z, and z has just been divided by c: so must θ.
-    b_dec: b_dec is subtracted from x, so it has the units of x.
-    b_enc: b_enc is added to (x - b_dec) @ W_enc, which has the units of x: divide it too.
+    """theta: The threshold θ is compared with z, and z has just been divided by c: so must θ.
+    b_dec: The bias b_dec is subtracted from x, so it has the units of x.
+    b_enc: The bias b_enc is added to (x - b_dec) @ W_enc, which has the units of x: divide it too.
     free: The squared error falls with c², the penalty l1 * |z| only with c. For the same balance l1 falls with c.
     twice: The penalty is l1 * |z|, and |z| brings one of the two c already: divide l1 by c once.
     up: The wrong way round: x became smaller by c, and so does all that is compared with it.
@@ -230,7 +236,8 @@ def units(in_other_units: Any) -> str:
 
 @exercise("1.11", "three dimensions to two, and back")
 def three_to_two(on_rows: Any) -> str:
-    """three: f takes (batch * pos, d), and you gave it three dimensions: it took `batch` for the number of tokens.
+    """three: The function f takes (batch * pos, d), and you gave it three dimensions: it took `batch` for the number of
+        tokens.
     text: You call f on each row of text by itself: a batch cut must see all tokens at once.
     order: Your rows come in the order (pos batch), and reading order is (batch pos).
     pieces: The right shape with the wrong numbers in it: a row of yours holds pieces of several tokens.

@@ -60,6 +60,7 @@ def _loss(*given: Any, price: Any = Tensor.abs, d: int = 1, m: int = 1) -> Tenso
 LOSS = {
     "The squared error is summed over d_in, and averaged over tokens alone.": lambda *a: _loss(*a, d=len(a[0][0])),
     "The penalty is summed over latents, and averaged over tokens alone.": lambda *a: _loss(*a, m=len(a[2][0])),
+    "Sum over d_in and over latents: average over tokens alone.": lambda *a: _loss(*a, d=len(a[0][0]), m=len(a[2][0])),
     "You sum over tokens: take the mean, or the loss grows with the batch.": lambda *a: _loss(*a) * len(a[0]),
     "That is the length of the error: square it.": lambda x, y, *a: _loss(x, x, *a) + (x - y).norm(dim=1).mean(),
     "Your `strength` is missing: the penalty has no warm-up.": lambda *a: _loss(*a[:4], 1.0),
@@ -85,6 +86,7 @@ CHEAT = {
     "The bias b_enc must shrink with W_enc: the relu cuts their sum.": lambda W, b, D, c, s: (W / s, b, D * s, c),
     "Smaller latents, and nothing makes up for them: lengthen W_dec.": lambda W, b, D, c, s: (W / s, b / s, D, c),
     "The latents are as they were: shrink what the encoder gives.": lambda W, b, D, c, s: (W, b, D * s, c),
+    "Leave b_dec as it was: no latent reaches it.": lambda W, b, D, c, s: (W / s, b / s, D * s, c * s),
     "The wrong way round: latents and penalty grow.": lambda W, b, D, c, s: (W * s, b * s, D / s, c),
 }
 
@@ -103,7 +105,10 @@ def cheat(cheated: Any) -> str:
 
     right, slips = outcome(lambda W, b, D, c, s: (W / s, b / s, D * s, c)), {k: outcome(v) for k, v in CHEAT.items()}
     cases = [Case(f"s = {s:g}", (*weights, s)) for s in (2.0, 10.0)]
-    return "the same reconstructions, a penalty s times smaller: " + try_cases(outcome(cheated), right, cases, slips)
+    try:
+        return "the same reconstructions, a penalty s times smaller: " + try_cases(outcome(cheated), right, cases, slips)
+    except Failed as failure:
+        raise Failed(str(failure).replace("Part 1", "Reconstructions").replace("Part 2", "Penalty")) from None
 
 
 def _project(grad: Tensor, W: Tensor) -> Tensor:
@@ -115,6 +120,7 @@ PROJECT = {
     "You add the part along the row: subtract it.": lambda g, W: 2 * g - _project(g, W),
     "You take one product for the whole matrix: each row has its own.": lambda g, W: g - (g * W).sum() * W,
     "You project along columns: a latent's direction is a row of W_dec.": lambda g, W: g - (g * W).sum(0) * W,
+    "You remove parts along all rows: from each gradient only its own.": lambda g, W: g - (g @ W.T) @ W,
     "You subtract a number from each entry: multiply it with the row.": lambda g, W: g - (g * W).sum(1)[:, None],
 }
 
@@ -157,6 +163,7 @@ def _best(a: Tensor, l1: float) -> Tensor:
 BEST = {
     "The derivative of (a - f)^2 is -2 (a - f): half of l1 comes off, not l1.": lambda a, l1: (a - l1).relu(),
     "Below l1 / 2 you go negative: a latent is at least 0.": lambda a, l1: a - l1 / 2,
+    "The relu comes before l1 / 2 is taken off, and has to come after.": lambda a, l1: a.relu() - l1 / 2,
     "A penalty on f^2 shrinks in proportion, one on f takes the same off each.": lambda a, l1: a.relu() / (1 + l1),
     "You keep the survivors as they are: the penalty pulls at them too.": lambda a, l1: a * (a > l1 / 2),
     "A negative a has a negative f here: f is at least 0.": lambda a, l1: a.sign() * (a.abs() - l1 / 2).relu(),

@@ -42,7 +42,7 @@ class Loss(NamedTuple):
 
 def keep_row(z: Float[Tensor, "tokens latents"], k: int) -> Float[Tensor, "tokens latents"]:
     """The k largest positive entries of each row, unchanged; the rest 0. Ties go to the lower index."""
-    cut = z.topk(k, dim=-1, sorted=False).values.amin(dim=-1, keepdim=True)
+    cut = z.topk(min(k, z.shape[-1]), dim=-1, sorted=False).values.amin(dim=-1, keepdim=True)
     keep, tied = z > cut, (z == cut) & (z > 0)
     room = k - keep.sum(dim=-1, keepdim=True)
     if (tied.sum(dim=-1, keepdim=True) > room).any():
