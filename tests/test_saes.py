@@ -674,3 +674,10 @@ def test_one_threshold_for_all_is_compared_in_full_precision_like_one_for_each(d
     wanted = z.float() > theta
     assert torch.equal(keep_above(z, theta) > 0, wanted)
     assert torch.equal(keep_above(z, theta.expand(2)) > 0, wanted)
+
+
+@pytest.mark.parametrize("k", [5, 9])
+def test_a_budget_larger_than_the_matrix_keeps_all_that_is_positive(k):
+    z = torch.tensor([[0.3, 0.0, 0.2, 0.9], [0.0, 0.1, 0.0, 0.4]])
+    assert torch.equal(keep_row(z, k), z)
+    assert torch.equal(keep_batch(z, k), z)

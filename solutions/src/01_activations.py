@@ -15,8 +15,10 @@
 # - fit the normalisation, and recognise an SAE that is used in the wrong units;
 # - flatten (batch, pos, d) and say what three wrong ways of doing it look like.
 #
-# **You need** PyTorch, and a rough idea of a transformer. **Time**: about two hours with all exercises, of which ten
-# are core and three ask for one letter only.
+# **You need** PyTorch, a rough idea of a transformer, and notebook 00, which shows the cuts: a cut says which entries
+# of `z` are kept. **BatchTopK** keeps the k · n largest of a whole batch of n tokens, or, once trained, whatever
+# exceeds a threshold θ. **Time**: about two hours with all exercises, of which ten are core and four ask for one
+# letter only. Cells that take longer than ten seconds on two cores say so.
 
 # %% tags=["setup"]
 pass
@@ -194,6 +196,9 @@ print("hidden_states:", len(hidden), "entries for", model.cfg.n_layers, "blocks:
 print("TransformerLens and your hook:", torch.equal(cache[HOOK], read_by_hand(model.original_model, row, LAYER)))
 
 # %% [markdown]
+# The first comparison says `True`, to the last bit. The one with what enters block 15 says `False`, and should: that
+# is the stream after block 14, the output of another block.
+#
 # ### Exercise 1.2: one layer too few
 #
 # > Difficulty: ●●○○○ 2/5 · Importance: ●●●●○ 4/5 · about 3 minutes · core
@@ -298,6 +303,7 @@ check.directions(explained)
 # coordinates, which are only 576 of infinitely many directions.
 
 # %%
+# about 10 seconds on two cores
 everything = activations_at(model, tokens, HOOK)  # (16, 128, 576)
 share = check.share_explained(everything.flatten(0, 1), 1)
 print(f"one direction explains {share:.1%} of the variance")
@@ -311,6 +317,7 @@ print(f"one direction explains {share:.1%} of the variance")
 # in nats per token; lower is better).
 
 # %%
+# about 15 seconds on two cores
 flat, centre = everything.flatten(0, 1), everything.flatten(0, 1).mean(dim=0)
 direction = torch.linalg.svd(flat - centre, full_matrices=False).Vh[0]
 one = ((everything - centre) @ direction)[..., None] * direction + centre
@@ -321,8 +328,7 @@ for name, new in spliced.items():
 
 # %% [markdown]
 # The one direction keeps 99.7 % of the variance and nothing of the text: the model predicts as badly as if it had
-# seen no words at all. (Over four groups of rows: 2.6 clean, 8.2 with one direction, and 8.1 when every ordinary
-# token is replaced by their mean; `benchmarks/results/lessons/nb01.json`.) So *whose* variance is it?
+# seen no words at all. So *whose* variance is it?
 #
 # ## 4. Attention sinks
 #
@@ -337,8 +343,9 @@ HTML(highlight(pieces, norms[12, :60].tolist()))
 # %% [markdown]
 # *Text: Wikipedia, CC BY-SA 4.0; see `NOTICE`.*
 #
-# Two tokens are coloured, and neither is a word: the BOS token and the separator between two articles. The rest is so
-# small beside them that it stays white. (Hover over a token to read its norm.)
+# Two tokens are coloured, and neither is a word: the BOS token, which this model writes `<|im_start|>`, and the
+# separator between two articles, `<|endoftext|>`. The rest is so small beside them that it stays white. (Hover over a
+# token to read its norm.)
 #
 # ### Exercise 1.4: find the sinks
 #
@@ -421,6 +428,10 @@ figure
 # as *attention sinks* (Xiao et al. 2023, arXiv 2309.17453), and such coordinates as *massive activations* (Sun et al.
 # 2024, arXiv 2402.17762). The two tend to come together; what the attention does with them is not measured here.
 #
+# A word can be a sink too now and then: `'bytes'`, the first token after BOS in its row, lies just above the limit.
+# In the figure on the left the great jump is in block 11; but BOS stands apart before that, at about 800 after blocks
+# 2 to 7, where the median token has about 100.
+#
 # So they are no rubbish, and the model needs them. Replace them by the mean of the ordinary tokens, and see.
 
 # %%
@@ -432,6 +443,10 @@ print(
 )
 
 # %% [markdown]
+# These numbers, like those of the puzzle, are of two rows. Over four groups of rows the means are: CE 2.6 clean, 8.2
+# with one direction for every token (the puzzle), 8.1 when every ordinary token is replaced by their mean and the
+# sinks stay, and 3.5 when only the sinks are replaced, as here (`benchmarks/results/lessons/nb01.json`).
+#
 # > **Why drop them, then?** Squared error counts a vector by its squared length: nearly all of the loss of an SAE
 # > would come from one token in a hundred, always with the same vector in it. The SAE would learn that vector, show a
 # > splendid FVU, and have no reason to learn anything else.
@@ -477,6 +492,7 @@ check.one_direction(answer)
 # trusting a share of variance without asking which tokens the variance belongs to.
 
 # %%
+# about 40 seconds on two cores
 x = store[:]  # 16,384 held-out activations
 sae = load_pretrained("batchtopk").requires_grad_(False)
 codes = sae.encode(x)
@@ -523,8 +539,11 @@ figure
 # > Difficulty: ●●●○○ 3/5 · Importance: ●●●○○ 3/5 · about 3 minutes · bonus
 # > You will see when a model shares its space.
 #
-# We train three toys, with p = 1 (all features always on), p = 0.3 and p = 0.1. How many features will each keep, in
-# this order? **a** 2, 2, 2: there are two dimensions · **b** 5, 4, 2 · **c** 2, 4, 5 · **d** 5, 5, 5.
+# A feature counts as **kept** if its row of `W` is longer than 0.7: a row of length 0 writes nothing, and one of
+# length 1 writes the feature in full.
+#
+# We train three toys, with p = 1 (all features always on), p = 0.3 and p = 0.1. About how many features will each
+# keep, in this order? **a** 2, 2, 2: there are two dimensions · **b** 5, 4, 2 · **c** 2, 4, 5 · **d** 5, 5, 5.
 
 # %%
 ### BEGIN SOLUTION
@@ -575,7 +594,7 @@ def train_toys(chances: list[float], copies: int = 6, steps: int = 600) -> tuple
     return W.detach()[best], losses.detach()[best]
 
 
-chances = [1.0, 0.3, 0.1]
+chances = [1.0, 0.3, 0.1]  # about 20 seconds on two cores
 toys, toy_losses = train_toys(chances)
 kept = (toys.norm(dim=-1) > 0.7).sum(dim=-1).tolist()
 print("features kept:", dict(zip(chances, kept, strict=True)))
@@ -602,6 +621,10 @@ figure
 # axis is one of them. The features are there, as directions; the axes are the wrong place to look for them. (All five
 # seeds end with four kept at p = 0.3 and five at p = 0.1, and one or two at p = 1; `nb01.json`.)
 #
+# At p = 1 only "about two" is meant. All five features are then equally important, and a plane through their space
+# may be turned freely at hardly any cost: the squared lengths of the rows add up to about two, but may be spread over
+# more rows than two, so how many exceed 0.7 is chance.
+#
 # An SAE is the attempt to find those directions from the vectors alone, relying on what made the pentagon possible:
 # only a few features are on at a time. Whether real models keep their features so is a hypothesis, and SAEs are one
 # way to probe it.
@@ -613,7 +636,8 @@ figure
 # batch also shares one budget.
 #
 # > **Why measure it?** "Shuffled" is a claim about the data, and it fails without a sound: a buffer shorter than the
-# > run of one kind of text, or a shuffle of the wrong things. So we want a number that is 1 for well mixed batches.
+# > run of one kind of text mixes too little, and a shuffle of the wrong things mixes nothing. So we want a number that
+# > is 1 for well mixed batches.
 #
 # The mean of n *independent* vectors varies n times less than they do. So with $m_b$ the mean of batch b and $m$ the
 # overall mean,
@@ -674,8 +698,9 @@ check.mixed(clumping)
 # > You will find a bug that raises no error.
 #
 # Below, the slice is put in the order of the worst case: one kind of text after the other. Three stores draw batches
-# from it. One of them shuffles in name only: its batches are as clumped as with no shuffling at all. Which? Read the
-# code, or call `clumping(list(stores["a"]()))` and so on.
+# from it. One of them moves no token to another batch: its batches hold what they would hold with no shuffling at all,
+# `run.split(256)`. Which? Read the code, or call `clumping(list(stores["a"]()))` and so on, and compare with
+# `clumping(list(run.split(256)))`.
 
 # %%
 row_of = torch.tensor([store.place(i)[0] for i in range(len(store))])
@@ -728,17 +753,28 @@ check.which_store(answer)
 # </details>
 
 # %% [markdown] tags=["solution"]
-# **b.** It draws the *order* of the batches at random; each batch is still one stretch of one text. Store a is better
-# and not good: a buffer of 2,048 tokens mixes the documents in it, and cannot mix what is further apart. **Usual
+# **b.** It draws the *order* of the batches at random; each batch is still one stretch of the run. Store a is better
+# and not good: a buffer of 2,048 tokens mixes what is in it, and cannot mix what is further apart. **Usual
 # mistake**: judging a shuffle by its call to `randperm`.
 
 # %% tags=["nbval-ignore-output"]
 _ = torch.manual_seed(0)
 measured = {name: check.clumping_of(list(make())) for name, make in stores.items()}
+measured["no shuffling"] = check.clumping_of(list(run.split(BATCH)))
 measured["rows as packed"] = check.clumping_of(list(x.split(BATCH)))
 print({name: round(value, 1) for name, value in measured.items()})
 
+# %% [markdown]
+# Store b gives exactly the number of no shuffling. Store a does move tokens from batch to batch, and is still at about
+# 9: a batch is drawn at random from its buffer, but each of the eight buffers holds only one or two kinds of text and
+# few documents. The buffers differ, and no shuffling inside them can make them alike; that alone is 8.0 of it
+# (`clumping(list(run.split(2048))) / 8`). So a short buffer mixes less than one expects.
+#
+# A cut by batch feels how its batch is mixed. Here is the smallest entry that the shipped SAE keeps in each batch, for
+# three orders of the same activations.
+
 # %%
+# about 20 seconds on two cores
 assert measured["c"] < 1.1 < 3 < measured["a"]
 assert max(12, measured["a"]) < measured["b"] < 16
 orders = {"one kind after the other": run, "rows of mixed documents": x, "shuffled": torch.cat(list(store_c()))}
@@ -746,7 +782,7 @@ lowest = {}
 for name, ordered in orders.items():
     kept_entries = [sae.encode(batch, "batch") for batch in ordered.split(BATCH)]
     lowest[name] = [float(codes[codes > 0].min()) for codes in kept_entries]
-    print(f"{name:<25}smallest entry kept in a batch: {torch.tensor(lowest[name]).std():.2f} standard deviation")
+    print(f"{name:<25}smallest entry kept: varies by {torch.tensor(lowest[name]).std():.2f} (standard deviation)")
 
 # %%
 figure, (axis,) = picture("The smallest entry kept in each batch, for three orders of the same activations.", width=7.5)
@@ -762,8 +798,10 @@ figure
 
 # %% [markdown]
 # All three lines are the same 16,384 activations and the same SAE, at L0 = 32 in every batch. In mixed batches the
-# smallest entry kept hardly moves; where one text fills a batch it swings, because a rich text crowds its own tokens
-# and a poor one lets anything through. Remember this number: its average will be the threshold θ in 06.
+# smallest entry kept hardly moves between batches; where one kind of text fills a batch it swings, because a rich text
+# crowds its own tokens and a poor one lets anything through. Remember this number: its average will be the threshold θ
+# in 06. (The kinds come in the order code, documentation, Wikipedia here; in the trainings of the table below
+# Wikipedia comes first.)
 #
 # Does training feel it? Three BatchTopK SAEs that saw the same 102,400 activations once each, in three orders, at
 # L0 = 32 on held-out text (`benchmarks/results/lessons/nb01.json`, three seeds):
@@ -1054,7 +1092,7 @@ progress()
 # >   does not.
 # > - Weights folded or centred by one library and raw in another: the stream is another one, and nothing says so.
 # > - FVU quoted with BOS by one paper and without by the next: not comparable.
-# > - A streaming buffer shorter than a run of one kind of text: shuffled in name.
+# > - A streaming buffer shorter than a run of one kind of text: mixed a little, and far from shuffled.
 # > - θ or a penalty copied from a paper with other units.
 # > - Padding tokens kept as data. (Rows here are packed, so there are none.)
 #

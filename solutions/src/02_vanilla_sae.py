@@ -557,9 +557,9 @@ check.what_l1_gives(answer)
 # from a paper. Even with the same loss, the L0 that comes with it will be another.
 
 # %% [markdown]
-# Beside the shipped vanilla SAE, two others for comparison: **Gated**, whose penalty sees only which latents are on
-# (section 8 explains it), and **TopK**, which keeps the `k` largest latents of a token (03 is about TopK). Gated saw
-# the same 5 million activations as vanilla.
+# Beside the shipped vanilla SAE, two others for comparison: **Gated**, in which a gate decides which latents are on
+# and only the gate pays the penalty (section 8 explains Gated), and **TopK**, which keeps the `k` largest
+# pre-activations of a token (03 is about TopK). Gated saw the same 5 million activations as vanilla.
 
 # %%
 made = manifest()["saes"]
@@ -800,7 +800,8 @@ check.best_values(best_values)
 # **Predict first.** TopK's values were never penalised. Whose error falls more when values are refitted, vanilla's or
 # TopK's? And does the gap between the two close?
 #
-# `tutorial_sae.measures.refit` does your least squares for many tokens at once. On 1,024 tokens, for time's sake:
+# `tutorial_sae.measures.refit` does your least squares for many tokens at once. On 1,024 tokens, for time's sake
+# (about half a minute on two cores):
 
 # %%
 some = x_raw[:1024]

@@ -236,8 +236,7 @@ def units(in_other_units: Any) -> str:
 
 @exercise("1.11", "three dimensions to two, and back")
 def three_to_two(on_rows: Any) -> str:
-    """three: The function f takes (batch * pos, d), and you gave it three dimensions: it took `batch` for the number of
-        tokens.
+    """three: The function f takes (batch * pos, d), and you gave it three dimensions: it took `batch` for tokens.
     text: You call f on each row of text by itself: a batch cut must see all tokens at once.
     order: Your rows come in the order (pos batch), and reading order is (batch pos).
     pieces: The right shape with the wrong numbers in it: a row of yours holds pieces of several tokens.

@@ -106,9 +106,10 @@ def cheat(cheated: Any) -> str:
     right, slips = outcome(lambda W, b, D, c, s: (W / s, b / s, D * s, c)), {k: outcome(v) for k, v in CHEAT.items()}
     cases = [Case(f"s = {s:g}", (*weights, s)) for s in (2.0, 10.0)]
     try:
-        return "the same reconstructions, a penalty s times smaller: " + try_cases(outcome(cheated), right, cases, slips)
+        said = try_cases(outcome(cheated), right, cases, slips)
     except Failed as failure:
         raise Failed(str(failure).replace("Part 1", "Reconstructions").replace("Part 2", "Penalty")) from None
+    return "the same reconstructions, a penalty s times smaller: " + said
 
 
 def _project(grad: Tensor, W: Tensor) -> Tensor:
