@@ -121,7 +121,9 @@ class Recipe(NamedTuple):
 RECIPES = {
     "smollm2-135m": Recipe(d_sae=2304, k=32, l1={"vanilla": 2.1, "gated": 3.5}, harvest=200_000, config=TrainConfig())
 }
-SHORT = RECIPES["smollm2-135m"]._replace(harvest=64_000, config=TrainConfig(tokens=300_000, batch_size=512))
+SHORT = RECIPES["smollm2-135m"]._replace(
+    l1={"vanilla": 2.75, "gated": 4.7}, harvest=64_000, config=TrainConfig(tokens=300_000, batch_size=512)
+)
 # with --full; the embedded model's is what the shipped SAEs were trained with, see pretrained/
 FULL = {
     "smollm2-135m": Recipe(

@@ -111,7 +111,7 @@ check.encode_decode(encode, decode)
 #
 # `((x - ...) @ ... + ...).relu()` and `latents @ ... + ...`
 # </details>
-# <details><summary>What you should see</summary>
+# <details><summary>Expected output</summary>
 #
 # `Exercise 2.1: passed (both ways, two tokens, ten tokens, ...)`
 # </details>
@@ -180,7 +180,7 @@ check.loss(sae_loss)
 #
 # `(x - x_hat).square().sum(dim=1).mean() + ... * latents.sum(dim=1).mean()`
 # </details>
-# <details><summary>What you should see</summary>
+# <details><summary>Expected output</summary>
 #
 # `Exercise 2.2: passed (..., two strengths, a gradient)`
 # </details>
@@ -238,7 +238,7 @@ check.cheat(cheated)
 # Everything inside the relu is divided by `s`, both `W_enc` and `b_enc`; `W_dec` is multiplied; `b_dec` meets no
 # latent.
 # </details>
-# <details><summary>What you should see</summary>
+# <details><summary>Expected output</summary>
 #
 # `Exercise 2.3: passed (the same reconstructions, a penalty s times smaller: ...)`
 # </details>
@@ -310,7 +310,7 @@ check.projection(project)
 #
 # `grad - (...) * W_dec`. Afterwards the inner product of each row with its gradient must be 0: try it.
 # </details>
-# <details><summary>What you should see</summary>
+# <details><summary>Expected output</summary>
 #
 # `Exercise 2.4: passed (..., a gradient along its rows)`
 # </details>
@@ -454,7 +454,7 @@ check.four_runs(cheats, no_warm_up)
 #
 # A and C part late. In the third panel, whose latents stop growing? Of B and D, whose L0 falls below 1?
 # </details>
-# <details><summary>What you should see</summary>
+# <details><summary>Expected output</summary>
 #
 # `Exercise 2.5: passed (C ...; B ...)`
 # </details>
@@ -546,7 +546,7 @@ check.what_l1_gives(answer)
 #
 # In your own curves above, what did L0 do after the warm-up was over?
 # </details>
-# <details><summary>What you should see</summary>
+# <details><summary>Expected output</summary>
 #
 # `Exercise 2.6: passed (an l1 belongs to ...)`
 # </details>
@@ -618,7 +618,7 @@ check.one_latent(best_value)
 #
 # `(a - ...).relu()`
 # </details>
-# <details><summary>What you should see</summary>
+# <details><summary>Expected output</summary>
 #
 # `Exercise 2.7: passed (large, small, negative; ...)`
 # </details>
@@ -723,7 +723,7 @@ check.how_short(gamma)
 #
 # `c_hat.square().sum() / (c_hat * c).sum()`, as a float.
 # </details>
-# <details><summary>What you should see</summary>
+# <details><summary>Expected output</summary>
 #
 # `Exercise 2.8: passed (3 tokens, 20 tokens, a perfect SAE)`
 # </details>
@@ -786,7 +786,7 @@ check.best_values(best_values)
 #
 # `torch.linalg.solve(rows @ rows.T, rows @ target)`
 # </details>
-# <details><summary>What you should see</summary>
+# <details><summary>Expected output</summary>
 #
 # `Exercise 2.9: passed (1 latents, 2 latents, 4 latents)`
 # </details>

@@ -243,6 +243,7 @@ figure
 
 # %% tags=["nbval-ignore-output"]
 mine = (passage - sae(passage)).square().sum(dim=1) / variance
+assert 0.05 < mine.mean() < 0.4
 HTML(highlight(pieces, mine.tolist(), top=0.5))
 
 # %% [markdown]
@@ -726,7 +727,7 @@ ward_n = patient._normalized(ward)[0]  # an SAE normalises its input; this is wh
 with torch.no_grad():
     pre = (ward_n - patient.b_dec) @ patient.W_enc + patient.b_enc
     dead = patient.tokens_since_fired >= patient.dead_after_tokens
-    positive = (pre > 0).any(dim=0)
+    ever_positive = (pre > 0).sum(dim=0) > 0
     error = ward_n - (keep_row(pre.relu(), 8) @ patient.W_dec + patient.b_dec)
 
 patient.train()  # AuxK works in train mode only,
@@ -734,7 +735,8 @@ patient.aux_k = 512  # and `revive="none"` had switched it off
 patient.zero_grad()
 patient.auxk(ward_n, error).backward()
 pulled = (patient.W_enc.grad != 0).any(dim=0) | (patient.W_dec.grad != 0).any(dim=1)
-groups = {"living": ~dead, "dead, outbid": dead & positive, "dead, never positive": dead & ~positive}
+groups = {"living": ~dead, "dead, outbid": dead & ever_positive}
+groups["dead, never positive"] = dead & ~ever_positive
 for name, group in groups.items():
     print(f"{name:<22}{int(group.sum()):5} latents, {int((pulled & group).sum()):5} of them pulled at by AuxK")
 
