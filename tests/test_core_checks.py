@@ -168,9 +168,9 @@ def test_a_little_output_is_shown_whole(capsys: pytest.CaptureFixture[str]):
 @pytest.mark.parametrize(
     ("answer", "says"),
     [
-        (3, "a function was wanted, and this is a int"),
-        (X, "a function was wanted, and this is a tensor of shape (2, 2)"),
-        ("double", "a function was wanted, and this is a str"),
+        (3, "A function was wanted, and this is a int"),
+        (X, "A function was wanted, and this is a tensor of shape (2, 2)"),
+        ("double", "A function was wanted, and this is a str"),
         (lambda x: None, "must be a tensor of shape (2, 2), and is None (is a `return` missing?)."),
         (lambda x: [[2, 4], [6, 8]], "must be a tensor of shape (2, 2), and is a list."),
         (lambda x: 2 * x.numpy(), "must be a tensor of shape (2, 2), and is a ndarray."),
@@ -380,8 +380,8 @@ def test_vectors_masks_and_numbers_are_shown():
     v = torch.tensor([0.0, 1.5, -2.0])
     shown = core.side_by_side(Case("v", (v, 2, 0.5, True)), v > 1, v > 9)
     assert shown.splitlines()[2:] == [
-        "    input (and 2, 0.5)   yours   wanted",
-        "      .    1.50 -2.00    . x .   . . .",
+        "    input, 2, 0.5       yours   wanted",
+        "      .    1.50 -2.00   . x .   . . .",
     ]
     assert core.side_by_side(Case("none", (3,)), 1.0, 2.0) == ""
     assert core.side_by_side(Case("empty", (torch.zeros(0, 3),)), torch.zeros(0, 3), torch.zeros(0, 3))

@@ -15,5 +15,5 @@ ANSWERS = [
     Answer(nb00.l0, "first token only", (lambda f: (f[0] > 0).sum(),), "one token only"),
     Answer(nb00.l0, "the largest count", (lambda f: (f > 0).sum(dim=-1).max(),), "largest count"),
     Answer(nb00.l0, "nothing returned", (lambda f: None,), "is a `return` missing?"),
-    Answer(nb00.l0, "a number instead of a function", (3.0,), "a function was wanted"),
+    Answer(nb00.l0, "a number instead of a function", (3.0,), "A function was wanted"),
 ]

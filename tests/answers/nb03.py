@@ -208,10 +208,18 @@ def auxk_no_gradient(x, W_enc, b_enc, W_dec, b_dec, k, dead, aux_k):
     return auxk_masked(x, W_enc, b_enc, W_dec, b_dec, k, dead, aux_k).detach()
 
 
-def auxk_too_many(x, W_enc, b_enc, W_dec, b_dec, k, dead, aux_k):
+def auxk_by_package(x, W_enc, b_enc, W_dec, b_dec, k, dead, aux_k):
     z = torch.relu((x - b_dec) @ W_enc + b_enc)
     error = (x - (keep_row(z, k) @ W_dec + b_dec)).detach()
     return (error - keep_row(z * dead, aux_k) @ W_dec).square().sum(dim=-1).mean()
+
+
+def auxk_too_many(x, W_enc, b_enc, W_dec, b_dec, k, dead, aux_k):
+    z = torch.relu((x - b_dec) @ W_enc + b_enc)
+    error = (x - (keep_row(z, k) @ W_dec + b_dec)).detach()
+    values, latents = (z * dead).topk(aux_k)
+    e_hat = torch.zeros_like(z).scatter(1, latents, values) @ W_dec
+    return (error - e_hat).square().sum(dim=-1).mean()
 
 
 def auxk_per_token(x, W_enc, b_enc, W_dec, b_dec, k, dead, aux_k):
@@ -318,7 +326,8 @@ ANSWERS = [
     Answer(check.auxk, "divided by 32 already", (auxk_over_32,), "is right"),
     Answer(check.auxk, "z detached", (auxk_z_detached,), "its gradient on W_enc, b_enc, b_dec is not"),
     Answer(check.auxk, "everything detached", (auxk_no_gradient,), "its gradient on"),
-    Answer(check.auxk, "more aux_k than dead is not thought of", (auxk_too_many,), "RuntimeError"),
+    Answer(check.auxk, "by the package's cut", (auxk_by_package,), None),
+    Answer(check.auxk, "more aux_k than latents is not thought of", (auxk_too_many,), "RuntimeError"),
     Answer(check.auxk, "one loss for each token", (auxk_per_token,), "has shape (3,)"),
     *(
         Answer(check.reach, f"letter {letter}", (letter,), says)
