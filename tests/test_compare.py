@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ import torch
 from tutorial_sae import cli
 from tutorial_sae.compare import TIERS, Comparison, Tier, compare
 from tutorial_sae.latents import kind_of, latent_values, top_examples
+from tutorial_sae.metrics import evaluate
 from tutorial_sae.report import cross_table, results_table
 from tutorial_sae.runtime import TutorialError
 from tutorial_sae.training import Recipe, TrainConfig
@@ -276,8 +278,6 @@ def test_train_and_evaluate_from_the_command_line(tmp_path, capsys, monkeypatch,
     assert cli.main(["train", *small]) == 0
     assert f"evaluate {out}" in capsys.readouterr().out
     assert Path(out / "sae.safetensors").exists()
-    monkeypatch.setattr(
-        "tutorial_sae.metrics.evaluate.__kwdefaults__", {"cut": None, "tokens": 300, "ce_tokens": 128, "context": 128}
-    )
+    monkeypatch.setattr("tutorial_sae.metrics.evaluate", partial(evaluate, tokens=300, ce_tokens=128))
     assert cli.main(["evaluate", str(out), "--cut", "batch"]) == 0
     assert json.loads((out / "eval.json").read_text())["cut"] == "batch"
