@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import inspect
 import io
 import json
 import math
@@ -280,6 +281,14 @@ def try_cases(
             explain(got, want, case, slips or {}, tol)
         names.append(case.name)
     return ", ".join(dict.fromkeys(names))
+
+
+def sentences(check: Any, **slips: Callable[..., Any]) -> dict[str, Any]:
+    """The sentences in a check's docstring, `name: sentence` with further lines indented deeper, by name; or `slips`,
+    given by the same names, by their sentences."""
+    parts = re.findall(r"^(\w+): (.*(?:\n +.*)*)", inspect.cleandoc(check.__doc__), re.MULTILINE)
+    found = {name: " ".join(sentence.split()) for name, sentence in parts}
+    return {found[name]: slip for name, slip in slips.items()} or found
 
 
 def explain(got: Any, want: Any, case: Case, slips: Mapping[str, Callable[..., Any]], tol: float = 1e-4) -> None:

@@ -7,22 +7,15 @@ the function that makes the slip.
 from __future__ import annotations
 
 import copy
-import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from tutorial_sae.checks.core import Case, Failed, call, choose, exercise, try_cases
+from tutorial_sae.checks.core import Case, Failed, call, choose, exercise, sentences, try_cases
 from tutorial_sae.runtime import generator
 from tutorial_sae.saes.base import keep_batch
-
-
-def _said(check: Any, **slips: Callable[..., Any]) -> dict[str, Any]:
-    """{sentence: slip} of the lines `name: sentence` in the docstring of a check; without slips {name: sentence}."""
-    lines = dict(re.findall(r"(?m)^\s*(\w+): (.+)$", re.sub(r"\n +(?! |\w+: )", " ", check.__doc__)))
-    return {lines[name]: slip for name, slip in slips.items()} or lines
 
 
 def _draw(*shape: int, seed: int = 0) -> Tensor:
@@ -62,7 +55,7 @@ def hook(read_by_hand: Any) -> str:
     tokens = torch.tensor([[1, 7, 4, 9, 2], [3, 3, 8, 0, 6]])
     hf(tokens, output_hidden_states=True)  # for which transformers leaves hooks of its own
     before = hooks(hf)
-    slips = _said(
+    slips = sentences(
         hook,
         before=lambda hf, t, layer: _stream(hf, t, layer - 1),
         after=lambda hf, t, layer: _stream(hf, t, layer + 1),
@@ -77,7 +70,7 @@ def too_few(answer: Any) -> str:
     b: What *comes out* of the call is indeed the stream after block 14, but you looked into the cache, at block 15.
     d: That would be kinder. The call itself says nothing; the KeyError comes when you look into the cache.
     """
-    return choose(answer, "c", _said(too_few), "the hook lies in block 15, which is never run, and nothing says so")
+    return choose(answer, "c", sentences(too_few), "the hook lies in block 15, which is never run, and nothing says so")
 
 
 def share_explained(x: Tensor, n: int) -> float:
@@ -100,7 +93,7 @@ def directions(explained: Any) -> str:
     def ratio(values: Tensor, n: int) -> float:
         return float(values[:n].sum() / values.sum())
 
-    slips = _said(
+    slips = sentences(
         directions,
         mean=lambda x, n: ratio(torch.linalg.svdvals(x).square(), n),
         squares=lambda x, n: ratio(torch.linalg.svdvals(x - x.mean(0)), n),
@@ -123,7 +116,7 @@ def find_sinks(sinks: Any) -> str:
     first: You mark the first position only, and sinks stand elsewhere too.
     factor: Use the factor that is given: 10 is only its usual value.
     """
-    slips = _said(
+    slips = sentences(
         find_sinks,
         mean=lambda norms, factor: norms > factor * norms.mean(),
         row=lambda norms, factor: norms > factor * norms.median(dim=-1, keepdim=True).values,
@@ -143,7 +136,7 @@ def one_direction(answer: Any) -> str:
     b: Less. No single thing that a token can be about makes half of all the difference between tokens.
     d: There are 576 directions, so the average one explains 0.17 %, and the best cannot explain less than that.
     """
-    return choose(answer, "c", _said(one_direction), "nearly all of the one great direction was the sinks")
+    return choose(answer, "c", sentences(one_direction), "nearly all of the one great direction was the sinks")
 
 
 @exercise("1.6", "five features, two dimensions", kind="predict", core=False)
@@ -152,7 +145,7 @@ def crowd(answer: Any) -> str:
     b: The other way round: features that are seldom on seldom meet, so they can share.
     d: When all are on at once, each reading is a mixture of the five: keeping all would cost too much.
     """
-    return choose(answer, "c", _said(crowd), "the rarer the features, the more of them share the space")
+    return choose(answer, "c", sentences(crowd), "the rarer the features, the more of them share the space")
 
 
 def clumping_of(batches: Sequence[Tensor]) -> float:
@@ -171,7 +164,7 @@ def mixed(clumping: Any) -> str:
     origin: You measure from 0, and the overall mean is meant.
     bessel: You divide by one less than the count, as `torch.var` does by default: give it `correction=0`.
     """
-    slips = _said(
+    slips = sentences(
         mixed,
         size=lambda batches: clumping_of(batches) / len(batches[0]),
         root=lambda batches: clumping_of(batches) ** 0.5,
@@ -190,7 +183,7 @@ def which_store(answer: Any) -> str:
     """a: Store a has a short buffer, but inside it tokens do change places.
     c: Store c draws every batch from all tokens: that is what a shuffle is.
     """
-    return choose(answer, "b", _said(which_store), "it shuffles batches, and each batch stays one stretch of text")
+    return choose(answer, "b", sentences(which_store), "it shuffles batches, and each batch stays one stretch of text")
 
 
 @exercise("1.9", "one mean, one scale")
@@ -211,7 +204,7 @@ def normalisation(fit: Any) -> str:
     wrong["length"] = lambda x: (x.mean(0), float((x - x.mean(0)).norm(dim=1).mean()) / 8**0.5)
     wrong["deviations"] = lambda x: (x.mean(0), float(x.std(0).mean()))
     x = _draw(2000, 8) * torch.tensor([5.0, 1, 1, 2, 0.5, 1, 1, 3]) + torch.arange(8.0)
-    return try_cases(fit, slip(1, 0.5, 8), [Case("values", (x,))], _said(normalisation, **wrong), tol=2e-3)
+    return try_cases(fit, slip(1, 0.5, 8), [Case("values", (x,))], sentences(normalisation, **wrong), tol=2e-3)
 
 
 @exercise("1.10", "the same SAE in other units")
@@ -229,7 +222,7 @@ def units(in_other_units: Any) -> str:
 
     powers = {"theta": (1, 1, 0, 1), "b_dec": (1, 0, 1, 1), "b_enc": (0, 1, 1, 1), "free": (1, 1, 1, 0)}
     powers |= {"twice": (1, 1, 1, 2), "up": (-1, -1, -1, -1)}
-    slips = _said(units, **{name: moved(*p) for name, p in powers.items()})
+    slips = sentences(units, **{name: moved(*p) for name, p in powers.items()})
     cases = [Case(f"c = {c:g}", (_draw(7), _draw(5, seed=1), 0.87, 2.0, c)) for c in (2.0, 0.5, 24.0)]
     return try_cases(in_other_units, moved(1, 1, 1, 1), cases, slips)
 
@@ -247,7 +240,7 @@ def three_to_two(on_rows: Any) -> str:
     def oracle(f: Any, x: Tensor) -> Tensor:
         return f(torch.cat(list(x))).reshape(len(x), x.shape[1], -1)
 
-    slips = _said(
+    slips = sentences(
         three_to_two,
         three=lambda f, x: f(x),
         text=lambda f, x: torch.stack([f(text) for text in x]),

@@ -5,25 +5,17 @@ The docstring of a check holds what it says to known slips, or to wrong letters:
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from tutorial_sae.checks.core import Case, Failed, call, choose, close, exercise, explain, like, try_cases
+from tutorial_sae.checks.core import Case, Failed, call, choose, close, exercise, explain, like, sentences, try_cases
 from tutorial_sae.measures import fvu
 from tutorial_sae.runtime import generator
 from tutorial_sae.saes import TopKSAE, base
 
 PARTS = ("loss", "W_enc", "b_enc", "W_dec", "b_dec")
-
-
-def _said(check: Any, **slips: Any) -> dict[str, Any]:
-    """The sentences in a check's docstring, by name; or slips, by their sentences."""
-    parts = re.findall(r"^ *(\w+): (.*(?:\n {8}.*)*)", str(check.__doc__), re.MULTILINE)
-    said = {name: " ".join(sentence.split()) for name, sentence in parts}
-    return {said[name]: slip for name, slip in slips.items()} or said
 
 
 def _random(seed: int, *shape: int) -> Tensor:
@@ -58,7 +50,7 @@ def topk(f: Any) -> str:
     plain: `torch.topk` promises nothing about which of several equal entries it takes. The rule is: the lower index
         stays; a sort with `stable=True` keeps it.
     """
-    slips = _said(
+    slips = sentences(
         topk,
         whole=base.keep_batch,
         columns=lambda z, k: base.keep_row(z.T, k).T,
@@ -90,7 +82,7 @@ def who_pays(answer: Any) -> str:
     b: Digits come in ten kinds. What is there to say about one that 32 latents do not reach?
     c: Close. But how much does the first piece of a word say, and how much has come together at its second or third?
     """
-    return choose(answer, "d", _said(who_pays), "the later pieces of words, names above all; see the figure below")
+    return choose(answer, "d", sentences(who_pays), "the later pieces of words, names above all; see the figure below")
 
 
 # -- 3.3: k at inference ---------------------------------------------------------------------------------
@@ -109,7 +101,7 @@ def error_at(f: Any) -> str:
     uncentred: Your FVU divides by the squared length of x. The variance is about the mean: `x - x.mean(dim=0)`.
     """
     x, sae = 3 * _random(5, 60, 12) + 2, TopKSAE(12, 40, k=4, normalize="none").requires_grad_(False)
-    slips = _said(
+    slips = sentences(
         error_at,
         old=lambda sae, x, k: _error_at(sae, x, 4),
         asked=lambda sae, x, k: (_error_at(sae, x, k)[0], float(k)),
@@ -174,7 +166,7 @@ def auxk(f: Any) -> str:
     raw: You dropped the ReLU: dead latents are kept with negative values, and a latent never fires negatively.
     mean: You average over the dimensions too. Sum the squares over d_in, then average over tokens.
     """
-    slips = {text: lambda *args, slip=slip: _pulls(_auxk, *args, slip) for slip, text in _said(auxk).items()}
+    slips = {text: lambda *args, slip=slip: _pulls(_auxk, *args, slip) for slip, text in sentences(auxk).items()}
     for seed, (n, d, m, aux_k) in enumerate([(3, 2, 5, 1), (20, 6, 16, 2), (20, 6, 16, 99)]):
         W_dec, dead = torch.nn.functional.normalize(_random(seed, m, d), dim=1), torch.arange(m) % 3 == 1
         biases = 0.1 * _random(20 + seed, m), 0.3 * _random(30 + seed, d)
@@ -200,7 +192,7 @@ def reach(answer: Any) -> str:
     c: The wrong way round: behind a ReLU no gradient passes where z = 0, and A's z is 0 everywhere.
     d: B's z is positive on 300 tokens. On these AuxK can use it, and the gradient passes the ReLU.
     """
-    return choose(answer, "b", _said(reach), "a gradient needs a token on which z is positive")
+    return choose(answer, "b", sentences(reach), "a gradient needs a token on which z is positive")
 
 
 def _kinds(pre: Tensor, k: int, relu: Any = torch.relu) -> tuple[Tensor, Tensor]:
@@ -215,7 +207,7 @@ def post_mortem(f: Any) -> str:
     living: Your `outbid` has latents in it that fire. Outbid are those that are positive somewhere and kept nowhere.
     raw: You cut before the ReLU: a token with fewer than k positives then keeps negative ones, and these seem to fire.
     """
-    slips = _said(
+    slips = sentences(
         post_mortem,
         swapped=lambda pre, k: _kinds(pre, k)[::-1],
         living=lambda pre, k: ((pre > 0).any(dim=0), _kinds(pre, k)[1]),

@@ -9,22 +9,15 @@ from __future__ import annotations
 import html
 import math
 import re
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from tutorial_sae.checks.core import Case, Failed, call, choose, exercise, like, try_cases
+from tutorial_sae.checks.core import Case, Failed, call, choose, exercise, like, sentences, try_cases
 from tutorial_sae.runtime import generator
 from tutorial_sae.saes import BatchTopKSAE
 from tutorial_sae.saes.base import keep_row
-
-
-def _said(check: Any, **slips: Callable[..., Any]) -> dict[str, Any]:
-    """{sentence: slip} of the lines `name: sentence` in the docstring of a check; without slips {name: sentence}."""
-    lines = dict(re.findall(r"(?m)^\s*(\w+): (.+)$", re.sub(r"\n +(?! |\w+: )", " ", check.__doc__)))
-    return {lines[name]: slip for name, slip in slips.items()} or lines
 
 
 def _z(seed: int, tokens: int, latents: int) -> Tensor:
@@ -63,7 +56,7 @@ def flat_cut(batch_topk: Any) -> str:
         stay. A stable sort keeps the order of equals.
     mask: You return where entries are kept: return their values.
     """
-    slips = _said(
+    slips = sentences(
         flat_cut,
         rows=lambda z, k: keep_row(z, int(k)),
         total=lambda z, k: _flat(z, int(k)),
@@ -97,7 +90,9 @@ def budget_goes_to(answer: Any) -> str:
     b: Frequent is not the same as worth much: a comma is nearly the same vector each time, and a few latents say it.
     c: Close: starts of words come second. Of a name in three pieces, on which does the model know whose name it is?
     """
-    return choose(answer, "d", _said(budget_goes_to), "the later pieces of a word, where it is known which word it is")
+    return choose(
+        answer, "d", sentences(budget_goes_to), "the later pieces of a word, where it is known which word it is"
+    )
 
 
 @exercise("4.3", "trained with one cut, used with another", kind="predict")
@@ -108,7 +103,7 @@ def other_cut(answer: Any) -> str:
     d: See BatchTopK's line of the table that the next cell prints: a fifth in FVU is not about the same.
     """
     return choose(
-        answer, "b", _said(other_cut), "in FVU each looks best with its own cut; hold TopK's half of that until 4.4"
+        answer, "b", sentences(other_cut), "in FVU each looks best with its own cut; hold TopK's half of that until 4.4"
     )
 
 
@@ -130,7 +125,7 @@ def thief(fvu_without: Any, answer: Any) -> str:
     above: You leave the tokens out above the line, and in below it: nobody has to explain their variance any more.
     mean: The mean below the line still contains the tokens left out: take them out first, then the mean.
     """
-    slips = _said(
+    slips = sentences(
         thief,
         none=lambda x, y, out: _without(x, y, []),
         above=lambda x, y, out: float(_rest(x - y, out).square().sum() / (x - x.mean(0)).square().sum()),
@@ -141,7 +136,7 @@ def thief(fvu_without: Any, answer: Any) -> str:
     x_hat = x + torch.randn(12, 6, generator=order) * x.norm(dim=1, keepdim=True) / 9
     cases = [Case(f"{len(out)} left out", (x, x_hat, out)) for out in ([7], [7, 2], [])]
     praise = "the flat cut compares lengths that the row cut never had to"
-    return f"{try_cases(fvu_without, _without, cases, slips)}; {choose(answer, 'b', _said(thief), praise)}"
+    return f"{try_cases(fvu_without, _without, cases, slips)}; {choose(answer, 'b', sentences(thief), praise)}"
 
 
 def _worth(error: Tensor, latents: Tensor, W_dec: Tensor) -> Tensor:
@@ -157,7 +152,7 @@ def worth(latent_worth: Any) -> str:
     once: The middle term counts twice: |a + b|² = |a|² + 2 a·b + |b|².
     gain: The sign of the whole is wrong: an entry is worth what the error grows by without it.
     """
-    slips = _said(
+    slips = sentences(
         worth,
         square=lambda e, z, d: z.square(),
         minus=lambda e, z, d: _worth(-e, z, d),
@@ -232,7 +227,7 @@ def small_batches(fvu_in_batches: Any) -> str:
     rest: You leave the last, smaller batch out: it has a budget of its own.
     mean: You average the FVU of batches: put the reconstructions together, then divide once.
     """
-    slips = _said(
+    slips = sentences(
         small_batches,
         threshold=lambda s, x, n: _without(x, s(x), []),
         whole=lambda s, x, n: _in_batches(s, x, len(x)),
@@ -290,4 +285,4 @@ def fair_play(answer: Any) -> str:
     b: One setting in which TopK wins does not make it the better one: look at the longer runs.
     d: In every line the seeds of the two SAEs stand apart, in the longer runs far apart: this is not noise alone.
     """
-    return choose(answer, "c", _said(fair_play), "a claim with its conditions")
+    return choose(answer, "c", sentences(fair_play), "a claim with its conditions")
