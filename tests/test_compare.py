@@ -7,11 +7,10 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-import torch
 
 from tutorial_sae import cli
 from tutorial_sae.compare import TIERS, Comparison, Tier, compare
-from tutorial_sae.latents import kind_of, latent_values, top_examples
+from tutorial_sae.latents import kind_of
 from tutorial_sae.metrics import evaluate
 from tutorial_sae.report import cross_table, results_table
 from tutorial_sae.runtime import TutorialError
@@ -161,27 +160,6 @@ def test_the_cross_table_reads_down_by_training_and_across_by_cut():
 
 
 # -- looking at latents ----------------------------------------------------------------------------
-
-
-def test_examples_hold_the_largest_values_in_their_contexts(finished):
-    folder, _ = finished
-    comparison = Comparison("ci", out=folder)
-    sae, store = comparison._trained("batchtopk").sae, comparison.heldout.store
-    values = latent_values(sae, store, list(range(TINY.recipe.d_sae)))
-    torch.testing.assert_close(values, sae.encode(store[:]).detach())
-    latent = int((values > 0).sum(dim=0).argmax())
-    (examples,) = top_examples(sae, store, [latent], examples=3)
-    column = values[:, latent]
-    best = int(column.argmax())
-    assert examples[0].values[examples[0].peak] == pytest.approx(float(column.max()))
-    context = store.context(best)
-    assert examples[0].pieces[examples[0].peak] == context.pieces[context.position]
-    peaks = [example.values[example.peak] for example in examples]
-    assert peaks == sorted(peaks, reverse=True)
-    for example in examples:  # neighbours too are values of this latent, each at its own token
-        assert set(example.values) <= {0.0, *column.tolist()}
-    with pytest.raises(IndexError, match="latent 96"):
-        latent_values(sae, store, [96])
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,6 @@ from small_explorer import ByteModel, byte_sae, made_up
 
 from tutorial_sae import BatchTopKSAE, GatedSAE, JumpReLUSAE, TopKSAE, VanillaSAE
 from tutorial_sae.widgets.explorer import (
-    CONTEXT,
     SCRIPT,
     ExplorerData,
     explorer,
@@ -173,7 +172,7 @@ def test_latents_limits_what_is_looked_at(model: ByteModel):
     [
         ("", "the sentence is empty: write a few words"),
         (" \n\t", "the sentence is empty: write a few words"),
-        ("x" * CONTEXT, "the sentence has 128 tokens, and the context holds 127 after BOS: shorten it"),
+        ("x" * 128, "the sentence has 128 tokens, and the context holds 127 after BOS: shorten it"),
     ],
 )
 def test_a_sentence_that_cannot_be_used(model: ByteModel, sentence: str, message: str):

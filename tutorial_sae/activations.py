@@ -12,6 +12,7 @@ would otherwise be most of the variance that an SAE is asked to explain.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import json
 import warnings
@@ -109,6 +110,7 @@ class ActivationStore:
             "small": tokens if tokens < SHARD_TOKENS else None,
         }
         self._given_limit = norm_limit
+        self._piece = functools.cache(lambda token: model.tokenizer.decode([token]))
         self._cached: Tensor | None = None
         self._shards: list[Path] = []
         if stream:
@@ -181,8 +183,9 @@ class ActivationStore:
         shard = self._index[number]
         row, position = int(shard.row[local]), int(shard.position[local])
         tokens, document = shard.tokens[row].tolist(), int(shard.documents[row, position])
-        pieces = [self.model.tokenizer.decode([token]) for token in tokens]
-        return Context(tokens, position, pieces, shard.notes["sources"][str(document)], document)
+        return Context(
+            tokens, position, [self._piece(token) for token in tokens], shard.notes["sources"][str(document)], document
+        )
 
     def place(self, i: int) -> tuple[int, int]:
         """(row, position) of activation `i`; rows are numbered through the whole store."""
@@ -194,7 +197,7 @@ class ActivationStore:
         """The text of the token that activation `i` belongs to."""
         number, local = self._locate(i)
         shard = self._index[number]
-        return self.model.tokenizer.decode([int(shard.tokens[int(shard.row[local]), int(shard.position[local])])])
+        return self._piece(int(shard.tokens[int(shard.row[local]), int(shard.position[local])]))
 
     def _locate(self, i: int) -> tuple[int, int]:
         """The number of the shard that holds activation `i`, and the place of `i` in it."""

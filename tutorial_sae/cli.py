@@ -1,4 +1,4 @@
-"""The command line: `python -m tutorial_sae doctor | compare | train | evaluate | grade`.
+"""The command line: `python -m tutorial_sae doctor | compare | train | evaluate | export | grade`.
 
 Exit status 0 on success, 2 for bad arguments, 1 for a failure. A failure is a sentence that says what to do next;
 `--debug` shows where it happened.
@@ -29,6 +29,8 @@ from tutorial_sae.runtime import (
 )
 
 PACKAGES = ("torch", "transformer-lens", "transformers", "datasets", "gguf", "einops", "jaxtyping", "safetensors")
+EXPORTS = ("html",)
+PAGE_TOKENS = 50_000  # held-out activations from which a page of latents takes its contexts
 COURSE_PACKAGES = ("jupyterlab", "ipywidgets", "anywidget", "matplotlib", "nbconvert", "nbval", "pytest")
 
 
@@ -96,6 +98,11 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("folder", metavar="RUN", help="folder of a run, or of a saved SAE")
     evaluate.add_argument("--cut", help="another cut than the SAE's own: row, batch or threshold")
     evaluate.add_argument("--calibrate", action="store_true", help="calibrate the threshold anew first, and save it")
+
+    export = command("export", _export, "hand an SAE on: as a page of all its latents")
+    export.add_argument("folder", metavar="RUN", help="folder of a run, or of a saved SAE")
+    export.add_argument("--to", required=True, help="html: a page that needs no network, latents.html")
+    export.add_argument("out", metavar="DIR", help="folder to write into")
 
     grade = command("grade", _grade, "run students' notebooks and say who passed what")
     grade.add_argument("folder", metavar="FOLDER", help="notebooks, or a folder for each student with notebooks in it")
@@ -191,19 +198,27 @@ def _train(options: argparse.Namespace) -> None:
     print(f"next: python -m tutorial_sae evaluate {out}")
 
 
-def _evaluate(options: argparse.Namespace) -> None:
-    from tutorial_sae.metrics import evaluate
+def _trained(folder: str) -> tuple[Any, Any]:
+    """A saved SAE, and the model that it says it was trained on."""
+    from tutorial_sae.metrics import check_belongs
     from tutorial_sae.models import load_model
     from tutorial_sae.saes import load_sae
+
+    sae = load_sae(folder)
+    if sae.metadata["model"] is None:
+        raise ValueError(f"{folder} does not say which model its SAE was trained on: use it from Python")
+    model = load_model(sae.metadata["model"])
+    check_belongs(sae, model, sae.metadata["hook"])
+    return sae.to(model.cfg.device), model
+
+
+def _evaluate(options: argparse.Namespace) -> None:
+    from tutorial_sae.metrics import evaluate
     from tutorial_sae.text import load_text
     from tutorial_sae.threshold import calibrate_threshold
     from tutorial_sae.training import CALIBRATION_BATCH, calibration_activations
 
-    sae = load_sae(options.folder)
-    if sae.metadata["model"] is None:
-        raise ValueError(f"{options.folder} does not say which model its SAE was trained on: use evaluate() in Python")
-    model = load_model(sae.metadata["model"])
-    sae.to(model.cfg.device)
+    sae, model = _trained(options.folder)
     if options.calibrate:
         limit = (sae.metadata["mask"] or {}).get("norm_limit")
         data = calibration_activations(model, sae.metadata["hook"], limit)
@@ -212,6 +227,23 @@ def _evaluate(options: argparse.Namespace) -> None:
     result = evaluate(sae, model, load_text(split="heldout"), cut=options.cut).numbers()
     write_json(Path(options.folder) / "eval.json", result)
     print(json.dumps(result, indent=1))
+
+
+def _export(options: argparse.Namespace) -> None:
+    from tutorial_sae.activations import ActivationStore
+    from tutorial_sae.report import write_latents
+    from tutorial_sae.text import load_text
+    from tutorial_sae.widgets.latents import latents_data
+
+    if options.to not in EXPORTS:
+        raise unknown("format", options.to, EXPORTS)
+    if Path(options.out).exists() and not Path(options.out).is_dir():
+        raise ValueError(f"DIR {options.out} is a file: name a folder")
+    sae, model = _trained(options.folder)
+    limit = (sae.metadata["mask"] or {}).get("norm_limit")
+    hook, text = sae.metadata["hook"], load_text(split="heldout")
+    store = ActivationStore(model, text, hook, tokens=PAGE_TOKENS, norm_limit=limit)
+    print(f"{write_latents(latents_data(model, sae, store), Path(options.out))}  (open it in a browser)")
 
 
 def _grade(options: argparse.Namespace) -> None:

@@ -27,7 +27,7 @@ from tutorial_sae.report import cross_table, results_table, write_report
 from tutorial_sae.runtime import TutorialError, digest, generator, hardware, unknown, versions, write_json
 from tutorial_sae.saes import SAE, VARIANTS
 from tutorial_sae.text import load_text
-from tutorial_sae.training import RECIPES, SHORT, Recipe, TrainConfig, TrainResult, calibration_activations, train
+from tutorial_sae.training import SHORT, Recipe, TrainConfig, TrainResult, calibration_activations, train
 
 
 class Tier(NamedTuple):
@@ -48,14 +48,6 @@ TIERS = {
         calibration=16 * 1024,
         tokens_fvu=pretrained.SLICE,
         tokens_ce=4_000,
-        shipped=True,
-    ),
-    "long": Tier(
-        RECIPES["smollm2-135m"],
-        "blocks.15.hook_resid_post",
-        calibration=32 * 1024,
-        tokens_fvu=30_000,
-        tokens_ce=6_000,
         shipped=True,
     ),
     # for checks: small enough for CI, too small to quote

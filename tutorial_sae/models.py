@@ -28,6 +28,7 @@ from tutorial_sae.runtime import (
     cache_dir,
     digest,
     fetch,
+    generator,
     in_notebook,
     lock,
     pick_device,
@@ -213,6 +214,53 @@ def token_losses(
     return torch.nn.functional.cross_entropy(flat, targets, reduction="none").view(len(tokens), -1)
 
 
+def prompt_tokens(model: Any, text: str, what: str = "the prompt", context: int = 128) -> Int[Tensor, "1 pos"]:
+    """BOS and the tokens of a text; `ValueError` where they do not fit into the context."""
+    ids = model.tokenizer([text], add_special_tokens=False)["input_ids"][0] if text.strip() else []
+    if len(ids) >= context:
+        raise ValueError(f"{what} has {len(ids)} tokens, and the context holds {context - 1} after BOS: shorten it")
+    return torch.tensor([[describe(model).bos, *ids]])
+
+
+@torch.no_grad()
+def unembedded(model: Any, directions: Float[Tensor, "n d_in"]) -> Float[Tensor, "n vocab"]:
+    """What directions in the last residual stream add to the logits, but for the final norm's scale; centred."""
+    ones = torch.ones(1, 1, model.cfg.d_model, device=model.cfg.device, dtype=model.cfg.dtype)
+    signs = ones.clone()
+    signs[..., ::2] = -1  # of mean 0 and length 1 per coordinate: what any norm makes of them is its gain
+    gain, level = ((model.ln_final(x) - model.ln_final(-x)) / (2 * x) for x in (signs, ones))
+    directions = directions.to(gain.device) - directions.mean(dim=-1, keepdim=True) * bool(level.abs().max() < 1e-3)
+    logits = directions * gain[0].float() @ model.W_U.float()  # a LayerNorm takes the mean off, a level of 0 says
+    return (logits - logits.mean(dim=-1, keepdim=True)).cpu()
+
+
+@torch.no_grad()
+def continued(
+    model: Any,
+    tokens: Int[Tensor, "1 pos"],
+    hook: str,
+    added: Float[Tensor, " d_in"],
+    count: int,
+    temperature: float,
+    seed: int,
+) -> str:
+    """`count` more tokens as text, with `added` to what `hook` holds behind every token but the first."""
+    check_hook(model, hook)
+    chance, special, start = generator(seed, "continuation"), describe(model).special, tokens.shape[1]
+
+    def add(x: Tensor, hook: Any) -> Tensor:
+        return torch.cat([x[:, :1], x[:, 1:] + added.to(x.device, x.dtype)], dim=1)
+
+    for _ in range(count):
+        logits = model.run_with_hooks(tokens.to(model.cfg.device), fwd_hooks=[(hook, add)], return_type="logits")
+        last = logits[0, -1].float().cpu()
+        drawn = last.argmax() if temperature == 0 else (last / temperature).softmax(-1).multinomial(1, generator=chance)
+        tokens = torch.cat([tokens, drawn.view(1, 1)], dim=1)
+        if int(drawn) in special:
+            break
+    return model.tokenizer.decode(tokens[0, start:].tolist(), skip_special_tokens=True)
+
+
 @contextlib.contextmanager
 def _without_blocks(model: Any, count: int) -> Iterator[None]:
     """`start_at_layer` still runs the blocks below and throws their result away; within this they do nothing."""
@@ -250,10 +298,7 @@ def _embedded_folder() -> Path:
             with _no_bars(), contextlib.redirect_stderr(io.StringIO()):  # one bar there listens to nobody
                 tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
                 model: Any = AutoModelForCausalLM.from_pretrained(
-                    gguf.parent,
-                    gguf_file=gguf.name,
-                    dtype=torch.float32,
-                    **options,
+                    gguf.parent, gguf_file=gguf.name, dtype=torch.float32, **options
                 )
                 model.config.architectures = ["LlamaForCausalLM"]
                 model.to(torch.bfloat16).save_pretrained(half)

@@ -1,26 +1,14 @@
-"""The report of `compare`: `report.ipynb` beside this file, executed in the folder of a run, and turned into HTML."""
+"""Pages made of executed notebooks: `report.ipynb` and `latents.ipynb` beside this file, turned into HTML."""
 
 from __future__ import annotations
 
 import os
+import tempfile
 from pathlib import Path
 from typing import Any
 
 from tutorial_sae.plots import NAMES
-from tutorial_sae.runtime import atomic
-
-
-def setting(meta: dict[str, Any]) -> str:
-    """One paragraph: what was measured, on what, and how much of it."""
-    hardware = meta["hardware"]
-    small = "**A small run for checks: do not quote its numbers.** " if meta["tier"] == "ci" else ""
-    return (
-        f"{small}{meta['model_note']}, `{meta['hook']}`; SAEs of width {meta['d_sae']}, k = {meta['k']}; "
-        f"{meta['tokens_seen']:,} activations seen in training, {meta['tokens_distinct']:,} of them distinct; "
-        f"held-out: FVU and L0 on {meta['tokens_fvu']:,} tokens, CE on {meta['tokens_ce']:,}. Seed {meta['seed']}. "
-        f"{hardware['processor']}, {hardware['threads']} threads{', ' + hardware['gpu'] if hardware['gpu'] else ''}; "
-        f"tutorial_sae {meta['versions']['tutorial-sae']}, torch {meta['versions']['torch']}."
-    )
+from tutorial_sae.runtime import atomic, write_json
 
 
 def results_table(rows: list[dict[str, Any]]) -> str:
@@ -64,24 +52,41 @@ def _markdown(head: list[str], lines: list[list[str]]) -> str:
     return "\n".join([padded[0], *bars, *padded[1:]])
 
 
+def executed(notebook: str, folder: Path) -> tuple[Any, str]:
+    """A notebook of this package, executed in a folder that has the data that it shows; and the same as a page."""
+    import nbformat
+    from nbconvert import HTMLExporter
+    from nbconvert.preprocessors import ExecutePreprocessor
+
+    made = nbformat.read(Path(__file__).with_name(notebook), as_version=4)
+    os.environ.setdefault("JUPYTER_PLATFORM_DIRS", "1")  # else jupyter_core warns about its own future
+    quiet = ["--IPKernelApp.log_level=40"]
+    executor = ExecutePreprocessor(timeout=300, kernel_name="python3", record_timing=False, extra_arguments=quiet)
+    executor.preprocess(made, {"metadata": {"path": str(folder)}})
+    nothing = dict.fromkeys(("require_js_url", "mathjax_url", "mermaid_js_url", "jquery_url"), "")  # from a network
+    exporter = HTMLExporter(exclude_input=True, exclude_output_prompt=True, embed_images=True, **nothing)
+    return made, exporter.from_notebook_node(made)[0]
+
+
 def write_report(folder: Path) -> Path:
     """Write `report.ipynb`, executed, and `report.html` into a folder that has the results; gives the HTML's path.
 
     The notebook reads `results.json` and `details.json` beside it, and needs neither the model nor a network.
     """
     import nbformat
-    from nbconvert import HTMLExporter
-    from nbconvert.preprocessors import ExecutePreprocessor
 
-    notebook = nbformat.read(Path(__file__).with_suffix(".ipynb"), as_version=4)
-    os.environ.setdefault("JUPYTER_PLATFORM_DIRS", "1")  # else jupyter_core warns about its own future
-    quiet = ["--IPKernelApp.log_level=40"]
-    executor = ExecutePreprocessor(timeout=300, kernel_name="python3", record_timing=False, extra_arguments=quiet)
-    executor.preprocess(notebook, {"metadata": {"path": str(folder)}})
-    html, _ = HTMLExporter(exclude_input=True, exclude_output_prompt=True, embed_images=True).from_notebook_node(
-        notebook
-    )
+    notebook, html = executed("report.ipynb", folder)
     for name, content in (("report.ipynb", nbformat.writes(notebook)), ("report.html", html)):
         with atomic(folder / name) as partial:
             partial.write_text(content, encoding="utf-8")
     return folder / "report.html"
+
+
+def write_latents(data: dict[str, Any], folder: Path) -> Path:
+    """Write `latents.html`, the page of all latents, of what `widgets.latents.latents_data` gives; gives its path."""
+    with tempfile.TemporaryDirectory() as place:
+        write_json(Path(place) / "latents.json", data)
+        _, html = executed("latents.ipynb", Path(place))
+    with atomic(folder / "latents.html") as partial:
+        partial.write_text(html, encoding="utf-8")
+    return folder / "latents.html"

@@ -153,10 +153,7 @@ class SAE(nn.Module):
         return z.new_zeros(())
 
     def aux(
-        self,
-        x_n: Float[Tensor, "tokens d_in"],
-        z: Float[Tensor, "tokens d_sae"],
-        error: Float[Tensor, "tokens d_in"],
+        self, x_n: Float[Tensor, "tokens d_in"], z: Float[Tensor, "tokens d_sae"], error: Float[Tensor, "tokens d_in"]
     ) -> Float[Tensor, ""]:
         """An auxiliary loss of normalised activations `x_n`, of which `error` (detached) is not yet explained."""
         return error.new_zeros(())

@@ -57,10 +57,7 @@ class GatedSAE(SAE):
         return self.l1 * self.gate(z).sum(dim=-1).mean()
 
     def aux(
-        self,
-        x_n: Float[Tensor, "tokens d_in"],
-        z: Float[Tensor, "tokens d_sae"],
-        error: Float[Tensor, "tokens d_in"],
+        self, x_n: Float[Tensor, "tokens d_in"], z: Float[Tensor, "tokens d_sae"], error: Float[Tensor, "tokens d_in"]
     ) -> Float[Tensor, ""]:
         frozen = self.gate(z) @ self.W_dec.detach() + self.b_dec.detach()
         return (x_n - frozen).float().square().sum(dim=-1).mean()

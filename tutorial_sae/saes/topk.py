@@ -66,10 +66,7 @@ class TopKSAE(SAE):
         return keep_row(z, int(self.k))
 
     def aux(
-        self,
-        x_n: Float[Tensor, "tokens d_in"],
-        z: Float[Tensor, "tokens d_sae"],
-        error: Float[Tensor, "tokens d_in"],
+        self, x_n: Float[Tensor, "tokens d_in"], z: Float[Tensor, "tokens d_sae"], error: Float[Tensor, "tokens d_in"]
     ) -> Float[Tensor, ""]:
         return self.auxk(x_n, error)
 

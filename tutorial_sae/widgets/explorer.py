@@ -15,10 +15,7 @@ number of larger ones beside it is all that the batch cut asks of them. The brow
 
 from __future__ import annotations
 
-import base64
 import functools
-import html
-import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -29,12 +26,13 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from tutorial_sae.metrics import check_belongs
-from tutorial_sae.models import activations_at, describe
+from tutorial_sae.models import activations_at, describe, prompt_tokens
 from tutorial_sae.plots import COLOURS, picture
 from tutorial_sae.runtime import unknown
 from tutorial_sae.saes import SAE, GatedSAE, keep_above, keep_batch, keep_row
+from tutorial_sae.widgets.page import Page
 
-CONTEXT, SHOWN = 128, 64  # tokens in a row, BOS included; columns of the view by latent
+SHOWN = 64  # columns of the view by latent
 ALONE = "alone"  # the name of the batch that holds the sentence only
 SCRIPT = Path(__file__).with_suffix(".js")
 Texts = Mapping[str, str | Tensor] | None  # a neighbour is a text, or the z of one
@@ -98,10 +96,9 @@ def explorer_data(model: Any, sae: SAE, sentence: str, *, neighbours: Texts = No
 def _read(model: Any, sae: SAE, latents: int, text: str, what: str) -> tuple[list[str], Tensor, Tensor]:
     """(pieces, normalised activations, z) of the tokens that the mask lets through."""
     card, limit = describe(model), (sae.metadata.get("mask") or {}).get("norm_limit") or math.inf
-    ids = model.tokenizer([text], add_special_tokens=False)["input_ids"][0] if text.strip() else []
-    if len(ids) >= CONTEXT:
-        raise ValueError(f"{what} has {len(ids)} tokens, and the context holds {CONTEXT - 1} after BOS: shorten it")
-    x = activations_at(model, torch.tensor([[card.bos, *ids]]), sae.metadata.get("hook") or card.hook)[0, 1:].float()
+    tokens = prompt_tokens(model, text, what)
+    x = activations_at(model, tokens, sae.metadata.get("hook") or card.hook)[0, 1:].float()
+    ids = tokens[0, 1:].tolist()
     keep = [i for i, token in enumerate(ids) if token not in card.special and x[i].norm() <= limit]
     if not keep:
         raise ValueError(f"{what} is empty{' but for tokens that the mask drops' * bool(ids)}: write a few words")
@@ -191,23 +188,9 @@ def explorer(source: Any, sae: Any = None, sentence: str = "", **options: Any) -
     return widget
 
 
-class explorer_html:
+def explorer_html(data: ExplorerData) -> Page:
     """The explorer as a page that needs no kernel and no network: shown in a notebook, or `.save(path)`."""
-
-    def __init__(self, data: ExplorerData):
-        coded = json.dumps(payload(data), default=lambda array: base64.b64encode(array).decode())
-        coded = coded.replace("<", "\\u003c")  # whatever the sentence says, it ends no script
-        start = f"document.documentElement.style.colorScheme = 'light dark'; mount(document.body, {coded});"
-        script = f'<body><script type="module">{SCRIPT.read_text(encoding="utf-8")}\n{start}</script></html>'
-        self.page = f'<!doctype html><html lang="en"><meta charset="utf-8"><title>Three cuts</title>{script}'
-        self.height = 370 + len(data.pieces) * (20 if len(data.pieces) <= 24 else 15)
-
-    def save(self, path: str | Path) -> None:
-        Path(path).write_text(self.page, encoding="utf-8")
-
-    def _repr_html_(self) -> str:
-        style = f"width:100%;height:{self.height}px;border:0"
-        return f'<iframe srcdoc="{html.escape(self.page)}" sandbox="allow-scripts" style="{style}"></iframe>'
+    return Page("Three cuts", SCRIPT, payload(data), 370 + len(data.pieces) * (20 if len(data.pieces) <= 24 else 15))
 
 
 def explorer_figure(data: ExplorerData, **options: Any) -> Any:
