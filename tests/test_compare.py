@@ -248,7 +248,7 @@ def test_recipes_are_listed(capsys):
 
 
 def test_train_and_evaluate_from_the_command_line(tmp_path, capsys, monkeypatch, smollm2):
-    monkeypatch.setattr("tutorial_sae.models.load_model", lambda *_, **__: smollm2)
+    monkeypatch.setattr("tutorial_sae.cli.load_model", lambda *_, **__: smollm2)
     monkeypatch.setattr("tutorial_sae.training.CALIBRATION_BATCHES", 1)
     out = tmp_path / "run"
     small = ["--d-sae", "64", "--k", "4", "--tokens", "1024", "--out", str(out)]
@@ -256,6 +256,6 @@ def test_train_and_evaluate_from_the_command_line(tmp_path, capsys, monkeypatch,
     assert cli.main(["train", *small]) == 0
     assert f"evaluate {out}" in capsys.readouterr().out
     assert Path(out / "sae.safetensors").exists()
-    monkeypatch.setattr("tutorial_sae.metrics.evaluate", partial(evaluate, tokens=300, ce_tokens=128))
+    monkeypatch.setattr("tutorial_sae.cli.evaluate", partial(evaluate, tokens=300, ce_tokens=128))
     assert cli.main(["evaluate", str(out), "--cut", "batch"]) == 0
     assert json.loads((out / "eval.json").read_text())["cut"] == "batch"

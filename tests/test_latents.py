@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from tutorial_sae import ActivationStore, BatchTopKSAE, VanillaSAE, cli, load_text
-from tutorial_sae.latents import Latents, ablation, direction, logit_effects, steered, top_examples
+from tutorial_sae.latents import Latents, ablation, direction, logit_effects, steered
 from tutorial_sae.report import write_latents
 from tutorial_sae.widgets.latents import latents_data, latents_html
 
@@ -117,7 +117,6 @@ def test_a_latent_out_of_range_is_refused(index, gpt2, sae, store, latent):
         lambda: logit_effects(gpt2, sae, [latent]),
         lambda: ablation(gpt2, sae, torch.ones(1, 4, dtype=torch.long), latent),
         lambda: steered(gpt2, sae, "The ferry", latent, 1.0),
-        lambda: top_examples(sae, store, [latent]),
     ):
         with pytest.raises(IndexError, match=re.escape(message)):
             attempt()
@@ -267,8 +266,8 @@ def test_the_exported_page_is_one_file(data, tmp_path):
 
 
 def test_export_from_the_command_line(tmp_path, capsys, monkeypatch, gpt2, sae, corpus, own_cache):
-    monkeypatch.setattr("tutorial_sae.models.load_model", lambda *_, **__: gpt2)
-    monkeypatch.setattr("tutorial_sae.text.load_text", lambda **_: load_text(corpus))
+    monkeypatch.setattr("tutorial_sae.cli.load_model", lambda *_, **__: gpt2)
+    monkeypatch.setattr("tutorial_sae.cli.load_text", lambda **_: load_text(corpus))
     monkeypatch.setattr(cli, "PAGE_TOKENS", 300)
     sae.metadata["model"] = "gpt2"
     sae.save(tmp_path / "run")

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tutorial_sae import BatchTopKSAE, TopKSAE, VanillaSAE
-from tutorial_sae.measures import OTHER_FVU, _pair, decoder_cosine, density_histogram, fvu, kl, refit, shrinkage
+from tutorial_sae.measures import OTHER_FVU, _pair, decoder_cosine, fvu, kl, refit, shrinkage
 
 # -- the definitions, slowly -----------------------------------------------------------------------------
 
@@ -245,57 +245,6 @@ def test_kl_ignores_what_is_added_to_all_logits_and_never_overflows():
 def test_kl_is_never_below_zero():
     clean = torch.randn(50, 20, generator=torch.Generator().manual_seed(2))
     assert (kl(clean, clean + 0.5 * torch.randn(50, 20, generator=torch.Generator().manual_seed(3))) > 0).all()
-
-
-# -- the histogram of densities ---------------------------------------------------------------------------
-
-
-def histogram(density, **options):
-    counts, edges, dead = density_histogram(torch.as_tensor(density), **options)
-    return [int(c) for c in counts], [float(e) for e in edges], int(dead)
-
-
-def test_by_default_twenty_bins_from_a_hundred_thousandth_to_1():
-    counts, edges, dead = histogram([0.5])
-    assert (len(counts), len(edges), dead) == (20, 21, 0)
-    assert edges == pytest.approx([10 ** (-5 + i / 4) for i in range(21)], rel=1e-6)
-
-
-@pytest.mark.parametrize(("lowest", "per_decade"), [(1e-5, 4), (1e-4, 1), (1e-3, 10), (1e-2, 3), (1e-6, 2)])
-def test_each_bin_counts_what_lies_in_it(lowest, per_decade):
-    bins = round(-math.log10(lowest)) * per_decade
-    middles = [10 ** ((i + 0.5) / per_decade) * lowest for i in range(bins)]
-    repeated = [m for i, m in enumerate(middles) for _ in range(i % 4)]  # 0, 1, 2, 3, 0, ...
-    counts, edges, dead = histogram(repeated, lowest=lowest, per_decade=per_decade)
-    assert counts == [i % 4 for i in range(bins)]
-    assert dead == 0
-    assert edges == pytest.approx([10 ** (i / per_decade) * lowest for i in range(bins + 1)], rel=1e-6)
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_the_ends_count_and_so_does_what_is_below(dtype):
-    def ends(density):
-        counts, _, dead = histogram(torch.tensor(density, dtype=dtype))
-        assert sum(counts) + dead == len(density)
-        return counts[0], counts[-1], dead
-
-    assert ends([1.0]) == (0, 1, 0)
-    assert ends([1e-5]) == (1, 0, 0)
-    assert ends([1e-9, 3e-6, 9.99e-6]) == (3, 0, 0)
-    assert ends([0.0, 0.0, 1e-30]) == (1, 0, 2)
-    assert ends([1.0, 0.0, 1e-5, 1.0, 0.99]) == (1, 3, 1)
-
-
-@settings(max_examples=50, deadline=None)
-@given(density=st.lists(st.floats(0, 1, width=32), max_size=40), per_decade=st.integers(1, 8))
-def test_every_latent_is_counted_once(density, per_decade):
-    counts, edges, dead = histogram(torch.tensor(density), per_decade=per_decade)
-    assert dead == sum(value == 0 for value in density)
-    assert sum(counts) + dead == len(density)
-    # what is clearly inside a bin is in no other
-    for low, high, count in zip([-1.0, *edges[1:-1]], [*edges[1:-1], 2.0], counts, strict=True):
-        margin = 1 + 1e-5
-        assert count >= sum(max(0, low * margin) < value < high / margin for value in density)
 
 
 # -- refit -----------------------------------------------------------------------------------------------

@@ -13,12 +13,18 @@ import json
 import shutil
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from tutorial_sae.activations import ActivationStore
+from tutorial_sae.metrics import check_belongs, evaluate
+from tutorial_sae.models import load_model
+from tutorial_sae.report import write_latents
 from tutorial_sae.runtime import (
     TutorialError,
     cache_dir,
+    digest,
     hardware,
     pick_device,
     pick_dtype,
@@ -27,6 +33,11 @@ from tutorial_sae.runtime import (
     versions,
     write_json,
 )
+from tutorial_sae.saes import VARIANTS, load_sae
+from tutorial_sae.text import load_text
+from tutorial_sae.threshold import calibrate_threshold
+from tutorial_sae.training import CALIBRATION_BATCH, FULL, RECIPES, calibration_activations, train
+from tutorial_sae.widgets.latents import latents_data
 
 PACKAGES = ("torch", "transformer-lens", "transformers", "datasets", "gguf", "einops", "jaxtyping", "safetensors")
 EXPORTS = ("html",)
@@ -156,15 +167,6 @@ def _compare(options: argparse.Namespace) -> None:
 
 
 def _train(options: argparse.Namespace) -> None:
-    from dataclasses import replace
-
-    from tutorial_sae.activations import ActivationStore
-    from tutorial_sae.models import load_model
-    from tutorial_sae.runtime import digest
-    from tutorial_sae.saes import VARIANTS, load_sae
-    from tutorial_sae.text import load_text
-    from tutorial_sae.training import FULL, RECIPES, calibration_activations, train
-
     if options.list:
         for name, recipe in [*RECIPES.items(), *((f"{name} --full", recipe) for name, recipe in FULL.items())]:
             sizes = f"{recipe.config.tokens:,} activations seen, {recipe.harvest:,} of them distinct"
@@ -200,10 +202,6 @@ def _train(options: argparse.Namespace) -> None:
 
 def _trained(folder: str) -> tuple[Any, Any]:
     """A saved SAE, and the model that it says it was trained on."""
-    from tutorial_sae.metrics import check_belongs
-    from tutorial_sae.models import load_model
-    from tutorial_sae.saes import load_sae
-
     sae = load_sae(folder)
     if sae.metadata["model"] is None:
         raise ValueError(f"{folder} does not say which model its SAE was trained on: use it from Python")
@@ -213,11 +211,6 @@ def _trained(folder: str) -> tuple[Any, Any]:
 
 
 def _evaluate(options: argparse.Namespace) -> None:
-    from tutorial_sae.metrics import evaluate
-    from tutorial_sae.text import load_text
-    from tutorial_sae.threshold import calibrate_threshold
-    from tutorial_sae.training import CALIBRATION_BATCH, calibration_activations
-
     sae, model = _trained(options.folder)
     if options.calibrate:
         limit = (sae.metadata["mask"] or {}).get("norm_limit")
@@ -230,11 +223,6 @@ def _evaluate(options: argparse.Namespace) -> None:
 
 
 def _export(options: argparse.Namespace) -> None:
-    from tutorial_sae.activations import ActivationStore
-    from tutorial_sae.report import write_latents
-    from tutorial_sae.text import load_text
-    from tutorial_sae.widgets.latents import latents_data
-
     if options.to not in EXPORTS:
         raise unknown("format", options.to, EXPORTS)
     if Path(options.out).exists() and not Path(options.out).is_dir():

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from tutorial_sae import pretrained
 from tutorial_sae.activations import ActivationStore
-from tutorial_sae.latents import kind_of, top_examples
+from tutorial_sae.latents import Latents, kind_of
 from tutorial_sae.metrics import PCA, EvalResult, Heldout, evaluate, reconstruction
 from tutorial_sae.models import EMBEDDED_WHEEL, load_model
 from tutorial_sae.report import cross_table, results_table, write_report
@@ -41,29 +41,19 @@ class Tier(NamedTuple):
     shipped: bool = False  # whether the shipped SAEs belong to this hook point, and are measured too
 
 
+SMALL = Recipe(
+    d_sae=1152,
+    k=16,
+    l1={"vanilla": 1.5, "gated": 1.5},
+    harvest=24_000,
+    config=TrainConfig(tokens=60_000, batch_size=512),
+)
 TIERS = {
     "cpu": Tier(
-        SHORT,
-        "blocks.15.hook_resid_post",
-        calibration=16 * 1024,
-        tokens_fvu=pretrained.SLICE,
-        tokens_ce=4_000,
-        shipped=True,
+        SHORT, "blocks.15.hook_resid_post", 16 * 1024, tokens_fvu=pretrained.SLICE, tokens_ce=4_000, shipped=True
     ),
     # for checks: small enough for CI, too small to quote
-    "ci": Tier(
-        Recipe(
-            d_sae=1152,
-            k=16,
-            l1={"vanilla": 1.5, "gated": 1.5},
-            harvest=24_000,
-            config=TrainConfig(tokens=60_000, batch_size=512),
-        ),
-        "blocks.6.hook_resid_post",
-        calibration=4_096,
-        tokens_fvu=6_000,
-        tokens_ce=1_500,
-    ),
+    "ci": Tier(SMALL, "blocks.6.hook_resid_post", 4_096, tokens_fvu=6_000, tokens_ce=1_500),
 }
 # the cuts each SAE is measured with; the first is its own
 CUTS = {
@@ -253,16 +243,13 @@ class Comparison:
         }
 
     def _latents(self) -> list[dict[str, Any]]:
-        sae, store = self._trained("batchtopk").sae, self.heldout.store
-        density = reconstruction(sae, self.heldout).density
+        index = Latents(self._trained("batchtopk").sae, self.heldout.store)
+        density = index.density
         live = ((density >= 1 / 5000) & (density <= 1 / 50)).nonzero().squeeze(1)
         drawn = live[torch.randperm(len(live), generator=generator(self.seed, "examples"))[:EXAMPLE_LATENTS]]
-        chosen = sorted(drawn.tolist())
-        examples = top_examples(sae, store, chosen)
-        return [
-            {"index": index, "density": float(density[index]), "examples": [example._asdict() for example in mine]}
-            for index, mine in zip(chosen, examples, strict=True)
-        ]
+        chosen = [(latent, [example._asdict() for example in index.examples(latent)]) for latent in drawn.tolist()]
+        names = ("index", "density", "examples")
+        return [dict(zip(names, (i, float(density[i]), found), strict=True)) for i, found in sorted(chosen)]
 
 
 def say(sentence: str) -> None:

@@ -128,14 +128,6 @@ class Latents:
         return [Together(other, float(both[other]) / len(token), float(cosine[other])) for other in best]
 
 
-def top_examples(
-    sae: SAE, store: ActivationStore, latents: list[int], *, examples: int = 5, window: int = 12
-) -> list[list[Example]]:
-    """For each latent the contexts of its largest values, at most one from each row of text."""
-    index = Latents(sae, store)
-    return [index.examples(latent, examples, window=window) for latent in latents]
-
-
 # -- what a latent does ----------------------------------------------------------------------------------
 
 

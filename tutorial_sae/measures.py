@@ -6,11 +6,10 @@ another. `fvu` is what this package reports; `OTHER_FVU` is there to see how far
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from tutorial_sae.saes import SAE
@@ -74,20 +73,6 @@ def kl(clean: Float[Tensor, "*shape vocab"], other: Float[Tensor, "*shape vocab"
     """KL(clean || other) of next-token distributions, from logits, in nats."""
     p, q = clean.log_softmax(dim=-1), other.log_softmax(dim=-1)
     return (p.exp() * (p - q)).sum(dim=-1)
-
-
-def density_histogram(
-    density: Float[Tensor, " d_sae"], *, lowest: float = 1e-5, per_decade: int = 4
-) -> tuple[Int[Tensor, " bins"], Float[Tensor, " edges"], int]:
-    """(latents per bin, edges, dead latents) of firing frequencies, in bins of equal width in log10 up to 1.
-
-    Live latents below `lowest` count in the first bin; dead ones, of density 0, in none.
-    """
-    bins = round(-math.log10(lowest) * per_decade)
-    edges = torch.logspace(math.log10(lowest), 0, bins + 1, dtype=torch.float64)
-    live = density[density > 0].double()
-    bin_of = (torch.bucketize(live, edges, right=True) - 1).clamp(0, bins - 1)
-    return torch.bincount(bin_of, minlength=bins), edges.float(), int((density == 0).sum())
 
 
 @torch.no_grad()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 # Okabe and Ito's palette, which colour-blind readers can tell apart; the marker says the cut.

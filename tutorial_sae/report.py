@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tutorial_sae.plots import NAMES
-from tutorial_sae.runtime import atomic, write_json
+from tutorial_sae.runtime import write_json, write_text
 
 
 def results_table(rows: list[dict[str, Any]]) -> str:
@@ -76,9 +76,8 @@ def write_report(folder: Path) -> Path:
     import nbformat
 
     notebook, html = executed("report.ipynb", folder)
-    for name, content in (("report.ipynb", nbformat.writes(notebook)), ("report.html", html)):
-        with atomic(folder / name) as partial:
-            partial.write_text(content, encoding="utf-8")
+    write_text(folder / "report.ipynb", nbformat.writes(notebook))
+    write_text(folder / "report.html", html)
     return folder / "report.html"
 
 
@@ -87,6 +86,5 @@ def write_latents(data: dict[str, Any], folder: Path) -> Path:
     with tempfile.TemporaryDirectory() as place:
         write_json(Path(place) / "latents.json", data)
         _, html = executed("latents.ipynb", Path(place))
-    with atomic(folder / "latents.html") as partial:
-        partial.write_text(html, encoding="utf-8")
+    write_text(folder / "latents.html", html)
     return folder / "latents.html"

@@ -29,7 +29,6 @@ from tutorial_sae import sparse
 from tutorial_sae.activations import ActivationStore
 from tutorial_sae.runtime import (
     TutorialError,
-    atomic,
     delayed_interrupt,
     digest,
     generator,
@@ -38,6 +37,7 @@ from tutorial_sae.runtime import (
     unknown,
     versions,
     write_json,
+    write_text,
     writing,
 )
 from tutorial_sae.saes import SAE, BatchTopKSAE, TopKSAE, load_sae
@@ -307,8 +307,7 @@ class _Run:
         self._write_metrics(self.folder)
 
     def _write_metrics(self, folder: Path) -> None:
-        with atomic(folder / "metrics.jsonl") as partial:
-            partial.write_text("".join(json.dumps(line) + "\n" for line in self.history), encoding="utf-8")
+        write_text(folder / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in self.history))
 
     def resume(self) -> bool:
         """Go back to the last checkpoint; False if there is none."""

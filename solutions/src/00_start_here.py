@@ -25,7 +25,7 @@ from torch import Tensor
 from tutorial_sae import heldout_slice, load_model, load_pretrained
 from tutorial_sae.checks import nb00 as check
 from tutorial_sae.checks import progress
-from tutorial_sae.latents import top_examples
+from tutorial_sae.latents import Latents
 from tutorial_sae.plots import COLOURS, picture
 from tutorial_sae.widgets.explorer import explorer, explorer_data, explorer_figure, three_cuts
 from tutorial_sae.widgets.highlight import highlight
@@ -95,9 +95,9 @@ for name in ("alone", "poor", "rich"):
 
 # %%
 store = heldout_slice(model)  # 16,384 activations of text that no SAE here was trained on
-chosen = [43, 50, 76]
-for latent, examples in zip(chosen, top_examples(sae, store, chosen, examples=4, window=9), strict=True):
-    lines = [highlight(e.pieces, e.values, peak=e.peak) for e in examples]
+index = Latents(sae, store)  # every value, by latent
+for latent in (43, 50, 76):
+    lines = [highlight(e.pieces, e.values, peak=e.peak) for e in index.examples(latent, 4, window=9)]
     display(HTML(f"<h4>latent {latent}</h4>" + "".join(lines)))
 
 # %% [markdown]

@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import socket
-import subprocess
-import sys
-import time
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
 import nbformat
 import pytest
+from conftest import jupyterlab, run_all
 from playwright.sync_api import Browser, expect
 
 TESTS = Path(__file__).resolve().parent.parent
@@ -26,43 +21,13 @@ CELLS = [
 
 @pytest.fixture
 def lab(tmp_path: Path) -> Iterator[str]:
-    """The address of a JupyterLab with one notebook open to anyone on this machine."""
+    """The address of a JupyterLab with one notebook."""
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in CELLS])
     notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
     (tmp_path / "files").mkdir()
     nbformat.write(notebook, tmp_path / "files" / "explorer.ipynb")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    options = [
-        "--no-browser",
-        "--allow-root",
-        "--ip=127.0.0.1",
-        f"--port={port}",
-        f"--ServerApp.root_dir={tmp_path / 'files'}",
-        "--IdentityProvider.token=",
-        "--ServerApp.password=",
-        "--LabApp.expose_app_in_browser=True",
-        "--LabApp.news_url=",
-        "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate",
-    ]
-    with (tmp_path / "lab.log").open("w") as log:
-        command = [sys.executable, "-m", "jupyterlab", *options]
-        # settings of its own: the test changes the theme, and whoever runs it keeps theirs
-        names = ("JUPYTERLAB_SETTINGS_DIR", "JUPYTERLAB_WORKSPACES_DIR", "JUPYTER_CONFIG_DIR")
-        own = os.environ | {name: str(tmp_path / name) for name in names}
-        server = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, cwd=tmp_path, env=own)
-        try:
-            for _ in range(240):
-                try:
-                    urllib.request.urlopen(f"http://127.0.0.1:{port}/api", timeout=5).close()
-                    break
-                except OSError:
-                    time.sleep(0.5)
-            yield f"http://127.0.0.1:{port}/lab/tree/explorer.ipynb?reset"
-        finally:
-            server.terminate()
-            server.wait(30)
+    with jupyterlab(tmp_path) as address:
+        yield f"{address}/explorer.ipynb"
 
 
 def test_in_jupyterlab(lab: str, browser: Browser):
@@ -71,10 +36,7 @@ def test_in_jupyterlab(lab: str, browser: Browser):
     expect.set_options(timeout=60_000)
     errors: list[str] = []
     page.on("pageerror", lambda error: errors.append(str(error)))
-    page.goto(lab)
-    page.wait_for_function("() => window.jupyterapp && document.querySelector('.jp-Notebook .jp-CodeCell')")
-    page.wait_for_selector("text=/Python 3.*Idle/")
-    page.evaluate("() => window.jupyterapp.commands.execute('notebook:run-all-cells')")
+    run_all(page, lab)
     here = page.locator(".jp-OutputArea .cuts3")
     status, alert, text = here.locator("[role=status]"), here.locator("[role=alert]"), here.locator(".text")
     expect(status).to_contain_text("batch cut, k 6: ")
