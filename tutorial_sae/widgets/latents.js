@@ -14,7 +14,7 @@ const STYLE = `
 .latents nav a:hover, .latents nav a[aria-current] { background: rgba(${BLUE}, .18); }
 .latents nav a[aria-current] { box-shadow: inset 4px 0 rgb(${BLUE}); }
 .latents nav span:last-child { text-align: right; font-variant-numeric: tabular-nums; }
-.latents main { min-width: 0; } .latents h2 { margin: 0 0 4px; font-size: 20px; }
+.latents article { min-width: 0; } .latents h2 { margin: 0 0 4px; font-size: 20px; }
 .latents h3 { margin: 16px 0 4px; font-size: 15px; }
 .latents .text { font-family: ui-monospace, monospace; font-size: 13px; white-space: pre-wrap; margin: 2px 0;
   padding: 2px 0; border-bottom: 1px solid #8883; overflow-wrap: anywhere; }
@@ -63,7 +63,7 @@ export function mount(root, data) {
   }
   const search = node("input", { type: "search", placeholder: "a number, or words" });
   const order = node("select", {}, ...["number", "density", "largest value"].map((name) => node("option", {}, name)));
-  const status = node("p", { role: "status" }), list = node("ol"), page = node("main", { tabIndex: -1 });
+  const status = node("p", { role: "status" }), list = node("ol"), page = node("article", { tabIndex: -1 });
   const links = latents.map((one) => node("a", { href: `#latent=${one.index}` }, node("span", {}, String(one.index)),
     node("span", {}, one.label), node("span", {}, percent(one.density))));
   let shown = latents, current = 0;
