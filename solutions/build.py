@@ -142,6 +142,7 @@ def execute(notebook: NotebookNode, *, strict: bool = True) -> None:
         kernel_name="python3",
         record_timing=False,
         store_widget_state=False,
+        coalesce_streams=True,  # a stream comes in one piece or in two, as it happens
         resources={"metadata": {"path": str(HERE)}},
     )
     client.execute(env=environment)
