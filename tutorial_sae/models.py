@@ -28,7 +28,6 @@ from tutorial_sae.runtime import (
     cache_dir,
     digest,
     fetch,
-    generator,
     in_notebook,
     lock,
     pick_device,
@@ -241,24 +240,23 @@ def continued(
     hook: str,
     added: Float[Tensor, " d_in"],
     count: int,
-    temperature: float,
+    temperature: int | float,
     seed: int,
 ) -> str:
     """`count` more tokens as text, with `added` to what `hook` holds behind every token but the first."""
     check_hook(model, hook)
-    chance, special, start = generator(seed, "continuation"), describe(model).special, tokens.shape[1]
+    added = added.to(model.cfg.device, model.cfg.dtype)
+    chosen = {"do_sample": True, "temperature": float(temperature), "top_k": 0} if temperature else {"do_sample": False}
 
-    def add(x: Tensor, hook: Any) -> Tensor:
-        return torch.cat([x[:, :1], x[:, 1:] + added.to(x.device, x.dtype)], dim=1)
+    def add(x: Tensor, hook: Any) -> Tensor:  # what was read before is remembered, and comes no second time
+        return x + added if x.shape[1] == 1 else torch.cat([x[:, :1], x[:, 1:] + added], dim=1)
 
-    for _ in range(count):
-        logits = model.run_with_hooks(tokens.to(model.cfg.device), fwd_hooks=[(hook, add)], return_type="logits")
-        last = logits[0, -1].float().cpu()
-        drawn = last.argmax() if temperature == 0 else (last / temperature).softmax(-1).multinomial(1, generator=chance)
-        tokens = torch.cat([tokens, drawn.view(1, 1)], dim=1)
-        if int(drawn) in special:
-            break
-    return model.tokenizer.decode(tokens[0, start:].tolist(), skip_special_tokens=True)
+    with torch.random.fork_rng(), model.hooks(fwd_hooks=[(hook, add)]), _no_bars():
+        torch.manual_seed(seed)
+        mask, tokens = torch.ones_like(tokens), tokens.to(model.cfg.device)
+        chosen |= {"attention_mask": mask.to(tokens.device), "pad_token_id": describe(model).separator}
+        longer = model.original_model.generate(tokens, max_new_tokens=count, **chosen)
+    return model.tokenizer.decode(longer[0, tokens.shape[1] :].tolist(), skip_special_tokens=True)
 
 
 @contextlib.contextmanager
