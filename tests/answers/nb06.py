@@ -237,7 +237,7 @@ FRENCH = [
     Answer(check.in_french, "right, in brackets", ("(C)",), None),
     Answer(check.in_french, "32 everywhere", ("a",), "θ fixes the bar"),
     Answer(check.in_french, "French is silent", ("b",), "something has to add up"),
-    Answer(check.in_french, "code above, French silent", ("d",), "Neither"),
+    Answer(check.in_french, "code above, French silent", ("d",), "who less"),
     Answer(check.in_french, "no such letter", ("f",), "none of the letters"),
 ]
 
@@ -272,6 +272,14 @@ def share_of(rows: Any, below: Any) -> Any:
     return answer
 
 
+def one_way(way: Any) -> Any:
+    def answer(sae: Any, text: Tensor, one: Tensor, other: Tensor, cut: str) -> float:
+        a, b = (sae.encode(torch.cat([text, beside]), cut)[: len(text)] > 0 for beside in (one, other))
+        return float(way(a, b).sum() / (a | b).sum())
+
+    return answer
+
+
 AGAIN = [
     Answer(check.attack_again, "either in the denominator", (share,), None),
     Answer(check.attack_again, "nested counts", (share_nested,), None),
@@ -280,7 +288,17 @@ AGAIN = [
     Answer(check.attack_again, "all entries below", (share_of(len, lambda a, b: a.numel()),), "divide by all entries"),
     Answer(check.attack_again, "the first below", (share_of(len, lambda a, b: a.sum()),), "is right"),
     Answer(check.attack_again, "no cut", (lambda s, t, a, b, c: share(s, t, a, b, "threshold"),), "Nothing moves"),
-    Answer(check.attack_again, "always by batch", (lambda s, t, a, b, c: share(s, t, a, b, "batch"),), "is right"),
+    Answer(
+        check.attack_again, "always by batch", (lambda s, t, a, b, c: share(s, t, a, b, "batch"),), "whatever `cut`"
+    ),
+    Answer(check.attack_again, "only what goes", (one_way(torch.gt),), "as well as"),
+    Answer(check.attack_again, "only what comes", (one_way(torch.lt),), "as well as"),
+    Answer(
+        check.attack_again,
+        "a zero that is asserted",
+        (lambda s, t, a, b, c: 0.0 if c == "threshold" else share(s, t, a, b, c),),
+        "with a fault",
+    ),
     Answer(
         check.attack_again,
         "the text alone",

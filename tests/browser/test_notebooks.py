@@ -127,6 +127,7 @@ def test_every_control_moves_what_it_should(path: Path, lab: str, browser: Brows
     expect.set_options(timeout=30_000)
     errors: list[str] = []
     page.on("pageerror", lambda error: errors.append(str(error)))
+    page.on("console", lambda message: errors.extend([message.text] * (message.type == "error")))
     run_all(page, f"{lab}/{path.name}")
     last = sum(cell.cell_type == "code" for cell in nbformat.read(path, as_version=4).cells)
     prompts = page.locator(".jp-CodeCell .jp-InputArea-prompt")

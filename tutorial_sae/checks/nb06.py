@@ -78,6 +78,8 @@ def one_pool(pooled_theta: Any) -> str:
         got, want = (sum(v > bar for v in values) for bar in (theta, values[int(k * len(z) + 1e-6)]))
         if got != want:
             why = "Nothing is above itself: take θ lower." if want - got == 1 else "Sort them all, and count."
+            if k == 2.3 and got < want:
+                why = "Is your budget floor(2.3 * 100 + 1e-6) = 230? And nothing is above itself."
             raise Failed(f"Above {theta:.4g} lie {got} of {z.numel()} entries, not {want} (tried: {name}). {why}")
     return ", ".join(cases)
 
@@ -133,9 +135,14 @@ def too_high(sampler: Any) -> str:
 def in_french(answer: Any) -> str:
     """a: θ fixes the bar, and not how many entries are above it: that is what it was made to let go.
     b: Few latents are *about* French, but the activations are as long as ever, and something has to add up to them.
-    d: Neither. See what the next cell prints: code needs fewer latents than the mixture, and French is far from silent.
+    d: Not about 32 for either. Think of 04: who got more than k under a common bar, and who less?
     """
     return choose(answer, "c", sentences(in_french), "one bar, and every kind of text its own L0")
+
+
+class _Leaky(BatchTopKSAE):
+    def keep(self, z: Tensor, cut: str) -> Tensor:
+        return super().keep(z, "batch")
 
 
 def _moved(sae: Any, text: Tensor, one: Tensor, other: Tensor, cut: str, rows: int = 0, share: bool = True) -> float:
@@ -147,17 +154,22 @@ def _moved(sae: Any, text: Tensor, one: Tensor, other: Tensor, cut: str, rows: i
 def attack_again(share_moved: Any) -> str:
     """neighbours: You compare the codes of the neighbours too: only the first len(text) rows are the text.
     all: You divide by all entries of the matrix: divide by those that are kept beside one company or the other.
-    cut: Nothing moves in yours, and by batch something must: hand `cut` on (in eval mode the SAE cuts by the threshold
-        unless it is told otherwise), and encode the text together with its neighbours.
+    batch: You cut by batch whatever `cut` says: hand it on.
+    cut: Nothing moves in yours, and here something must: count the entries that go as well as those that come, hand
+        `cut` on (in eval mode the SAE cuts by the threshold unless told otherwise), and encode the text together
+        with its neighbours.
     """
     slips = sentences(
         attack_again,
         neighbours=lambda s, t, a, b, cut: _moved(s, t, a, b, cut, len(t) + len(a)),
         all=lambda s, t, a, b, cut: _moved(s, t, a, b, cut, share=False),
+        batch=lambda s, t, a, b, cut: _moved(s, t, a, b, "batch"),
         cut=lambda s, t, a, b, cut: _moved(s, t, a, b, "threshold"),
     )
     sae = BatchTopKSAE(8, 24, k=3, seed=6).requires_grad_(False).eval()
     sae.threshold.fill_(0.8)
+    leaky = _Leaky(8, 24, k=3, seed=6).requires_grad_(False).eval()
     text, poor, rich = (s * torch.randn(12, 8, generator=generator(int(9 * s), "nb06")) for s in (1, 0.2, 3))
     cases = [Case(f"by {cut}", (sae, text, *pair, cut)) for cut in sae.cuts for pair in ((poor, rich), (rich, poor))]
+    cases += [Case("an SAE with a fault, which makes its threshold leak", (leaky, text, poor, rich, "threshold"))]
     return try_cases(share_moved, _moved, cases, slips)
