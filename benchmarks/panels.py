@@ -78,8 +78,8 @@ def main() -> None:
     stores = {seed: ActivationStore(model, load_text(), tokens=DISTINCT, seed=seed) for seed in SEEDS}
     store = stores[SEEDS[0]]
     calibration = calibration_activations(model, store.hook, store.norm_limit, CALIBRATION)
-    sizes = {"tokens": TOKENS_FVU, "ce_tokens": TOKENS_CE}
-    heldout = Heldout(model, load_text(split="heldout"), norm_limit=store.norm_limit, **sizes)
+    text = load_text(split="heldout")
+    heldout = Heldout(model, text, norm_limit=store.norm_limit, tokens=TOKENS_FVU, ce_tokens=TOKENS_CE)
     results: dict[str, Any] = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}
     rows, histograms, stability = (results.setdefault(name, []) for name in ("rows", "histograms", "stability"))
     results["meta"] = {"hardware": hardware(), "versions": versions("tutorial-sae", "torch", "transformer-lens")}
