@@ -203,8 +203,8 @@ figure
 # %% [markdown]
 # Four of the seven say half of what FVU says. They are the ones that do not take off the mean over tokens (and *squared
 # mean*, which sets out to, and subtracts the square of a mean of squares instead). The mean of these activations is as
-# long as a typical deviation from it, and every SAE has it for nothing in `b_dec`. Whoever divides by $\sum|x|^2$
-# grades the SAE on explaining it.
+# long as a typical deviation from it, and every SAE has it for nothing in its `norm_mean`. Whoever divides by
+# $\sum|x|^2$ grades the SAE on explaining it.
 
 # %%
 mean = x.mean(dim=0)
@@ -910,11 +910,11 @@ for d in widths:
     print(f"              silent on the held-out text: TopK {dead[0]:.1%}, BatchTopK {dead[1]:.1%} of latents")
 
 # %% [markdown]
-# **The line that did not come out as expected is FVU at the largest width.** BatchTopK's lead in FVU shrinks as the
-# width grows, and at 4608 the seeds differ even in sign; in CE it is ahead at each width and with each seed. The two
-# measures disagree once more, as they did in 04. What we can add is an observation: at that width a tenth of the
-# latents of both SAEs stay silent, so a million activations are few for it. Whether a longer run brings the lead back
-# there, was not measured.
+# **Against TopK, the one line that did not come out as expected is FVU at the largest width.** BatchTopK's lead in FVU
+# shrinks as the width grows, and at 4608 the seeds differ even in sign; in CE it is ahead at each width and with each
+# seed. The two measures disagree once more, as they did in 04. What we can add is an observation: at that width a tenth
+# of the latents of both SAEs stay silent, so a million activations are few for it. Whether a longer run brings the lead
+# back there, was not measured.
 #
 # **Against JumpReLU** the FVU agrees at each k, by a percent or two; in CE the means point the way expected, and three
 # seeds do not decide it at any k. (The paper's own two models disagree there.) At the smallest k the comparison leans

@@ -307,7 +307,7 @@ for latent in some:
 # ### Company
 #
 # The last part of a dashboard: which latents fire on the same tokens? `share` is how often the other fires where this
-# one does.
+# one does; they come in the order of the cosine, which also asks how often this one fires where the other does.
 
 # %%
 for other in index.together(her, 4):
@@ -676,8 +676,9 @@ figure
 
 # %% [markdown]
 # **What you just saw.** Nothing changes before the latent fires (it cannot: the model reads from left to right), little
-# later, and in between just where the name said. That is a cause. It is also *small*: a few tenths of a nat on a few
-# tokens, and hardly to be seen in a mean over a text. One latent in 32 is not much, and others say related things.
+# later, and in between just where the name said. That is a cause. It is also *small*: some tenths of a nat in the mean,
+# up to a nat or two on a single token, and hardly to be seen in a mean over a text. One latent in 32 is not much, and
+# others say related things.
 
 # %% [markdown] tags=["solution"]
 # **Why so.** A place's loss is about the next token, so *both* itself (a) cannot suffer: it was predicted before the
@@ -749,11 +750,11 @@ print("values of the directions by lot:", ", ".join(f"{scale * index.peak[latent
 # %% [markdown]
 # Directions by lot change the text too, but not towards technology. They do bring food: so the restaurant of 1705 is
 # worth little as evidence, the prompt leans that way by itself, and what 1705 fires on is not all food either. Without
-# the control we would have counted it. And there is a window of scales: at a fifth of its peak all that 1420 does is to
-# turn a *him* into a *her*; at twice the peak the sentence loses its thread, at four times its grammar, and 1769 walks
-# in circles at its peak already. We tried some twenty latents at three scales on two prompts to find these. Perhaps a
-# third did visibly what their name said; the others changed the text in ways that we would not have predicted, or not
-# until it broke. What you are shown of steering has always been chosen.
+# the control we would have counted it. And there is a window of scales: at a fifth of its peak the first thing that
+# 1420 does is to turn a *him* into a *her*; at twice the peak the sentence loses its thread, at four times its grammar,
+# and 1769 walks in circles at its peak already. We tried some twenty latents at three scales on two prompts to find
+# these. Perhaps a third did visibly what their name said; the others changed the text in ways that we would not have
+# predicted, or not until it broke. What you are shown of steering has always been chosen.
 #
 # ### An open question, without a check: a leash of your own
 #
@@ -931,8 +932,8 @@ progress()
 # - **An explanation is a prediction.** Of 40 random latents a reader with a one-line explanation got 16.3 of 20
 #   held-out contexts right, a keyword list 12.8, luck 10 (`benchmarks/results/lessons/nb08.json`). The score depends on
 #   how the negatives were chosen.
-# - **Causes**: without a latent the loss rises where its news is needed, by a few tenths of a nat; with it added, the
-#   text goes its way, up to the scale at which it breaks.
+# - **Causes**: without a latent the loss rises where its news is needed, by some tenths of a nat in the mean; with it
+#   added, the text goes its way, up to the scale at which it breaks.
 # - **The hospital**: no chart alone is a diagnosis, and FVU without L0 is not even a symptom.
 #
 # ## Quiz

@@ -27,6 +27,7 @@ def _sae() -> BatchTopKSAE:
     sae.threshold.fill_(0.5)
     sae.W_enc.copy_(_draw(6, 10))
     sae.b_dec.copy_(_draw(6))
+    sae.W_dec *= torch.linspace(0.5, 2, 10)[:, None]  # rows need not be of length 1
     return sae
 
 
