@@ -297,4 +297,4 @@ def test_the_widget_library_loads_when_a_widget_is_made():
     at_the_top = ast.parse(SCRIPT.with_suffix(".py").read_text(encoding="utf-8")).body
     imports = [ast.unparse(node) for node in at_the_top if isinstance(node, ast.Import | ast.ImportFrom)]
     assert imports
-    assert not [line for line in imports if "widget" in line or "matplotlib" in line]
+    assert not [line for line in imports if "anywidget" in line or "traitlets" in line or "matplotlib" in line]

@@ -90,7 +90,7 @@ def writes(written: Any) -> str:
     slips = sentences(
         writes,
         reads=lambda s, j, g, u: (y := s.W_enc[:, j] * s.norm_scale * g @ u) - y.mean(),
-        units=lambda s, j, g, u: _written(s, j, g, u, 1 / s.norm_scale),
+        units=lambda s, j, g, u: _written(s, j, g, u, 1 / float(s.norm_scale)),
         gain=lambda s, j, g, u: _written(s, j, g / g, u),
         level=lambda s, j, g, u: s.W_dec[j] * s.norm_scale * g @ u,
     )
