@@ -228,9 +228,8 @@ def _export(options: argparse.Namespace) -> None:
     if Path(options.out).exists() and not Path(options.out).is_dir():
         raise ValueError(f"DIR {options.out} is a file: name a folder")
     sae, model = _trained(options.folder)
-    limit = (sae.metadata["mask"] or {}).get("norm_limit")
-    hook, text = sae.metadata["hook"], load_text(split="heldout")
-    store = ActivationStore(model, text, hook, tokens=PAGE_TOKENS, norm_limit=limit)
+    text, limit = load_text(split="heldout"), (sae.metadata["mask"] or {}).get("norm_limit")
+    store = ActivationStore(model, text, sae.metadata["hook"], tokens=PAGE_TOKENS, norm_limit=limit)
     print(f"{write_latents(latents_data(model, sae, store), Path(options.out))}  (open it in a browser)")
 
 

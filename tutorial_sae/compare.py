@@ -244,12 +244,12 @@ class Comparison:
 
     def _latents(self) -> list[dict[str, Any]]:
         index = Latents(self._trained("batchtopk").sae, self.heldout.store)
-        density = index.density
-        live = ((density >= 1 / 5000) & (density <= 1 / 50)).nonzero().squeeze(1)
+        live = ((index.density >= 1 / 5000) & (index.density <= 1 / 50)).nonzero().squeeze(1)
         drawn = live[torch.randperm(len(live), generator=generator(self.seed, "examples"))[:EXAMPLE_LATENTS]]
-        chosen = [(latent, [example._asdict() for example in index.examples(latent)]) for latent in drawn.tolist()]
-        names = ("index", "density", "examples")
-        return [dict(zip(names, (i, float(density[i]), found), strict=True)) for i, found in sorted(chosen)]
+        return [
+            {"index": i, "density": float(index.density[i]), "examples": [e._asdict() for e in index.examples(i)]}
+            for i in sorted(drawn.tolist())
+        ]
 
 
 def say(sentence: str) -> None:

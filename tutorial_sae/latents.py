@@ -189,5 +189,4 @@ def steered(
     if not math.isfinite(value):
         raise ValueError(f"value={value}: give a finite number, such as the latent's peak")
     hook = sae.metadata.get("hook") or describe(model).hook
-    ids = prompt_tokens(model, prompt)
-    return continued(model, ids, hook, added, tokens, temperature, seed)
+    return continued(model, prompt_tokens(model, prompt), hook, added, tokens, temperature, seed)

@@ -50,8 +50,8 @@ def latents_data(model: Any, sae: SAE, store: ActivationStore) -> dict[str, Any]
         "the value; what a latent fires on is not yet what it does.",
         "Text of the embedded corpus: Wikipedia (CC BY-SA 4.0), code and documentation; see NOTICE.",
     ]
-    first = int(index.density.argmax())
-    return {"title": "Latents", "about": about, "tokens": len(store), "first": first, "latents": latents}
+    head = {"title": "Latents", "about": about, "tokens": len(store), "first": int(index.density.argmax())}
+    return head | {"latents": latents}
 
 
 def _listed(example: Example) -> list[Any]:

@@ -8,6 +8,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+BOTH = "document.documentElement.style.colorScheme = 'light dark';"  # as the reader's system has it
+
 
 class Page:
     """Shown in a notebook in a frame of its own, or `.save(path)`; `.inline` is the same as a part of another page.
@@ -18,13 +20,20 @@ class Page:
 
     def __init__(self, title: str, script: Path, data: Any, height: int):
         coded = json.dumps(data, default=lambda array: base64.b64encode(array).decode(), ensure_ascii=False)
-        code, coded = script.read_text(encoding="utf-8"), coded.replace("<", "\\u003c")
-        both = "document.documentElement.style.colorScheme = 'light dark'; mount(document.body, "
-        head = f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{html.escape(title)}</title>'
-        self.page = f'{head}<body><script type="module">{code}\n{both}{coded});</script></html>'
-        place = "mount(document.getElementById('here'), "
-        self.inline = f'<div id="here"></div><script type="module">{code}\n{place}{coded});</script>'
-        self.height = height
+        self.title, self.script, self.height = title, script.read_text(encoding="utf-8"), height
+        self.data = coded.replace("<", "\\u003c")
+
+    @property
+    def page(self) -> str:
+        head = f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{html.escape(self.title)}</title>'
+        return f"{head}<body>{self._script(f'{BOTH} mount(document.body')}</html>"
+
+    @property
+    def inline(self) -> str:
+        return f'<div id="here"></div>{self._script("mount(document.getElementById(`here`)")}'
+
+    def _script(self, start: str) -> str:
+        return f'<script type="module">{self.script}\n{start}, {self.data});</script>'
 
     def save(self, path: str | Path) -> None:
         Path(path).write_text(self.page, encoding="utf-8")
