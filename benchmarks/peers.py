@@ -231,7 +231,7 @@ class Ours(Contender):
         self.run = _Run(self.sae, config, None, [])
 
     def step(self, x: Tensor) -> None:
-        self.run._update(x)
+        self.run.update(x)
 
     def reconstruct(self, x: Tensor) -> Tensor:
         return self.sae(x)

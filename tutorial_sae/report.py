@@ -88,3 +88,10 @@ def write_latents(data: dict[str, Any], folder: Path) -> Path:
         _, html = executed("latents.ipynb", Path(place))
     write_text(folder / "latents.html", html)
     return folder / "latents.html"
+
+
+def write_grid(results: dict[str, Any], folder: Path) -> Path:
+    """Write `results.json`, and `grid.html`, which draws it beside the paper's claims; gives the page's path."""
+    write_json(folder / "results.json", results)
+    write_text(folder / "grid.html", executed("grid.ipynb", folder)[1])
+    return folder / "grid.html"

@@ -20,13 +20,16 @@ import subprocess
 import sys
 import threading
 import zipfile
-from collections.abc import Callable, Iterable, Iterator
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
+T = TypeVar("T")
 STOPS = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -107,9 +110,11 @@ def in_notebook() -> bool:
     return "ipykernel" in sys.modules
 
 
-def progress(total: int, what: str, unit: str = "B", done: int = 0) -> Any:
+def progress(total: int, what: str, unit: str = "B", done: int = 0, shown: bool = True) -> Any:
     """A bar on stderr with rate and time left. Silent inside notebook kernels, sparse where stderr is a file."""
     from tqdm import tqdm
+
+    shown = shown and not in_notebook() and os.environ.get("RANK", "0") == "0"  # of torchrun's processes one speaks
 
     terminal = sys.stderr.isatty()
     return tqdm(
@@ -118,7 +123,7 @@ def progress(total: int, what: str, unit: str = "B", done: int = 0) -> Any:
         desc=what,
         unit=unit,
         unit_scale=True,
-        disable=in_notebook(),
+        disable=not shown,
         mininterval=0.2 if terminal else 10,
         maxinterval=1 if terminal else 10,
         dynamic_ncols=terminal,
@@ -126,22 +131,41 @@ def progress(total: int, what: str, unit: str = "B", done: int = 0) -> Any:
     )
 
 
-@contextlib.contextmanager
-def delayed_interrupt() -> Iterator[Callable[[], None]]:
-    """Within this, Ctrl-C and SIGTERM wait until the function it yields is called, where nothing is half done."""
-    caught: list[int] = []
-    in_main = threading.current_thread() is threading.main_thread()  # only there can handlers be set
-    before = {sig: signal.signal(sig, lambda sig, _: caught.append(sig)) for sig in STOPS} if in_main else {}
+class Stop:
+    """Whether Ctrl-C or SIGTERM has come. While `wait` is True they only set `asked`; else they interrupt at once."""
 
-    def check() -> None:
-        if caught:
+    asked, wait = False, True
+
+    def __call__(self, *_: Any) -> None:
+        self.asked = True
+        if not self.wait:
             raise KeyboardInterrupt
 
+
+@contextlib.contextmanager
+def delayed_interrupt() -> Iterator[Stop]:
+    """Within this, Ctrl-C and SIGTERM wait while something is half done."""
+    stop = Stop()
+    in_main = threading.current_thread() is threading.main_thread()  # only there can handlers be set
+    before = {sig: signal.signal(sig, stop) for sig in STOPS} if in_main else {}
     try:
-        yield check
+        yield stop
     finally:
         for sig, handler in before.items():
             signal.signal(sig, handler)
+
+
+def ahead(items: Iterator[T], depth: int = 2) -> Iterator[T]:
+    """The same items, of which up to `depth` are made in a thread while the last one is in use."""
+    over: Any = object()
+    pool = ThreadPoolExecutor(1)
+    try:
+        waiting = deque(pool.submit(next, items, over) for _ in range(depth))
+        while (item := waiting.popleft().result()) is not over:
+            waiting.append(pool.submit(next, items, over))
+            yield item
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 # -- files ---------------------------------------------------------------------------------------

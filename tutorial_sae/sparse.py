@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from tutorial_sae import ranks
 from tutorial_sae.runtime import fast_bf16
 from tutorial_sae.saes import SAE, VARIANTS, BatchTopKSAE, GatedSAE, JumpReLUSAE, Loss, TopKSAE, VanillaSAE
 from tutorial_sae.saes import base as reference
@@ -65,7 +66,7 @@ def keep_largest(z: Float[Tensor, "tokens latents"], budget: int, guess: float) 
     """
     flat, low = z.view(-1), 0.9 * guess
     index = nonzero_above(z, low)
-    while len(index) < budget and low > 0:
+    while int(ranks.total(torch.tensor(len(index)))) < budget and low > 0:
         low = 0.5 * low if low > 1e-3 * guess else 0.0
         index = nonzero_above(z, low)
     return _largest(index, flat[index], budget)
@@ -73,6 +74,11 @@ def keep_largest(z: Float[Tensor, "tokens latents"], budget: int, guess: float) 
 
 def _largest(index: Int[Tensor, " n"], values: Float[Tensor, " n"], budget: int) -> tuple[Kept, float]:
     """The `budget` largest of these entries, which are in row-major order, and the smallest of them."""
+    if ranks.world() > 1:
+        cut, room = ranks.batch_cut(values, budget)
+        keep = values > cut
+        keep[((values == cut) & (values > 0)).nonzero().squeeze(1)[: int(room)]] = True
+        return Kept(index[keep], values[keep]), float(cut)
     if len(index) <= budget:
         return Kept(index, values), float(values.min()) if len(index) else 0.0
     cut = float(np.partition(values.numpy(), len(values) - budget)[len(values) - budget])
@@ -203,10 +209,12 @@ def _select(sae: SAE) -> Callable[[Tensor, Tensor, Tensor], Kept]:
     if isinstance(sae, BatchTopKSAE):
 
         def by_batch(x: Tensor, W_enc: Tensor, bias: Tensor) -> Kept:
-            budget, guess = reference.budget_of(sae.k, len(x)), sae.hint
-            found = keep_largest_rough(x, W_enc, bias, budget, guess) if guess > 0 and bf16_is_fast() else None
-            kept, sae.hint = found or keep_largest(matrix(x, W_enc, bias), budget, guess)
-            return kept
+            with ranks.apart(not sae.global_cut):
+                budget, found = reference.budget_of(sae.k, len(x) * ranks.world()), None
+                if sae.hint > 0 and bf16_is_fast() and ranks.world() == 1:
+                    found = keep_largest_rough(x, W_enc, bias, budget, sae.hint)
+                kept, sae.hint = found or keep_largest(matrix(x, W_enc, bias), budget, sae.hint)
+                return kept
 
         return by_batch
     if isinstance(sae, TopKSAE):
@@ -246,6 +254,19 @@ def _terms(
 def suits(sae: SAE) -> bool:
     """Whether there is a fast path for this SAE where it is."""
     return type(sae) in VARIANTS.values() and sae.W_enc.device.type == "cpu" and sae.W_enc.dtype == torch.float32
+
+
+def path(sae: SAE) -> Callable[[SAE, Tensor], Loss]:
+    """The fastest loss for this SAE where it is: the sparse one on a CPU, products in bfloat16 on a GPU that has it."""
+    if sae.W_enc.is_cuda and fast_bf16(sae.W_enc.device):
+        return mixed
+    return loss if suits(sae) else type(sae).loss
+
+
+def mixed(sae: SAE, x: Float[Tensor, "*batch d_in"]) -> Loss:
+    """The reference with its products in bfloat16; weights, sums, errors and the update stay in float32."""
+    with torch.autocast(x.device.type, torch.bfloat16):
+        return sae.loss(x)
 
 
 def loss(sae: SAE, x: Float[Tensor, "*batch d_in"]) -> Loss:

@@ -7,9 +7,11 @@ held out, so that the splits never share a document, whatever the corpus and how
 
 from __future__ import annotations
 
-import io
+import itertools
 import json
 import re
+import sys
+import time
 import zipfile
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -21,8 +23,10 @@ from jaxtyping import Int32
 from torch import Tensor
 
 from tutorial_sae.models import describe
-from tutorial_sae.runtime import TutorialError, Wheel, digest, fetch, file_sha256, generator, unknown
+from tutorial_sae.runtime import TutorialError, Wheel, digest, fetch, file_sha256, generator, in_notebook, unknown
 
+HUB = re.compile(r"hub:([^:@]+)(?::([^:@]+))?(?:@(.+))?")
+HUB_TRIES = 6  # in a row, after 1, 2, 4, ... seconds
 SPLITS = ("train", "calibration", "heldout")
 _PACKED: dict[tuple[Any, ...], Any] = {}  # the last corpora packed whole, for stores that share one
 
@@ -47,6 +51,7 @@ class Rows(NamedTuple):
     documents: Int32[Tensor, "rows context"]
     sources: list[str]  # label of each document named in `documents`
     numbers: list[int]  # number in the corpus of each of those documents
+    after: dict[str, Any] | None = None  # of a stream, where to go on: next document, and tokens left over; JSON-able
 
 
 @dataclass(frozen=True)
@@ -61,15 +66,18 @@ class Text:
     read: Callable[[], Iterable[Document]]
     streamed: bool = False  # too long to shuffle: documents come in the order of the stream
 
-    def documents(self) -> Iterator[tuple[int, Document]]:
-        """(number in the corpus, document) of this split, shuffled under the seed unless streamed."""
+    def documents(self, start: int = 0, rank: int = 0, world: int = 1) -> Iterator[tuple[int, Document]]:
+        """(number in the corpus, document) of this split, shuffled under the seed unless streamed.
+
+        Of a stream, those from number `start` on that belong to this rank: every `world`-th batch of 25 documents.
+        """
         numbered = ((i, doc) for i, doc in enumerate(_not_empty(self.read())) if split_of(i) == self.split)
         if self.streamed:
-            first = next(numbered, None)
-            if first is None:
+            mine = ((i, doc) for i, doc in numbered if i >= start and i // 25 % world == rank)
+            first = next(mine, None)
+            if first is None and start == 0:
                 raise ValueError(f"the stream {self.source!r} has no document in its {self.split} split: is it empty?")
-            yield first
-            yield from numbered
+            yield from itertools.chain([first] if first else [], mine)
             return
         mine = list(numbered)
         if not mine:
@@ -81,14 +89,31 @@ class Text:
             )
         yield from sorted(mine, key=lambda pair: digest([self.seed, pair[0]]))
 
-    def rows(self, model: Any, context: int = 128, rows_at_once: int = 512, *, shuffle: bool = False) -> Iterator[Rows]:
+    def rows(
+        self,
+        model: Any,
+        context: int = 128,
+        rows_at_once: int = 512,
+        *,
+        shuffle: bool = False,
+        start: dict[str, Any] | None = None,
+        rank: int = 0,
+        world: int = 1,
+    ) -> Iterator[Rows]:
         """Blocks of up to `rows_at_once` rows for the tokenizer of `model`; the last row is filled or left out.
 
         With `shuffle`, the rows come from all over the corpus (a stream keeps its order), so that the first few are as
         mixed as the whole: documents differ in length a thousandfold, and in order a handful of long ones can fill it.
+        A stream can `start` where an earlier block ended (its `after`), and be shared among a `world` of ranks, each of
+        which reads documents of its own.
         """
+        if world > 1 and not self.streamed:
+            raise ValueError(
+                f"{self.source} is no stream, so {world} processes cannot share its harvest: give load_text(..., "
+                "stream=True), or harvest to disk, which is done once for all of them"
+            )
         if not shuffle or self.streamed:
-            yield from self._in_order(model, context, rows_at_once)
+            yield from self._in_order(model, context, rows_at_once, start, rank, world)
             return
         key = (self.identity, self.split, self.seed, context, describe(model).fingerprint)
         if key not in _PACKED:
@@ -105,15 +130,23 @@ class Text:
             numbers = documents[part].unique().tolist()
             yield Rows(tokens[part], documents[part], [labels[number] for number in numbers], numbers)
 
-    def _in_order(self, model: Any, context: int, rows_at_once: int) -> Iterator[Rows]:
+    def _in_order(
+        self,
+        model: Any,
+        context: int,
+        rows_at_once: int,
+        start: dict[str, Any] | None = None,
+        rank: int = 0,
+        world: int = 1,
+    ) -> Iterator[Rows]:
         if context < 2:
             raise ValueError(f"context={context} leaves no room for text after BOS: choose at least 2")
         card = describe(model)
         limit = None if self.tokens is None else max(1, self.tokens // context)
-        tokens: list[int] = []
-        owners: list[int] = []
+        start = start or {"document": 0, "tokens": [], "owners": [], "labels": {}}
+        tokens, owners, following = list(start["tokens"]), list(start["owners"]), start["document"]
         made, body = 0, context - 1
-        labels: dict[int, str] = {}
+        labels = {int(number): label for number, label in start["labels"].items()}
 
         def block(count: int) -> Rows:
             taken = torch.tensor(tokens[: count * body], dtype=torch.int32).view(count, body)
@@ -121,15 +154,19 @@ class Text:
             del tokens[: count * body], owners[: count * body]
             bos = torch.full((count, 1), card.bos, dtype=torch.int32)
             used = list(dict.fromkeys(owner.flatten().tolist()))
+            left = {str(number): labels[number] for number in dict.fromkeys(owners)}
+            after = {"document": following, "tokens": [*tokens], "owners": [*owners], "labels": left}
             return Rows(
                 tokens=torch.cat([bos, taken], dim=1),
                 documents=torch.cat([owner[:, :1], owner], dim=1),
                 sources=[labels[number] for number in used],
                 numbers=used,
+                after=after if self.streamed else None,
             )
 
-        for number, source, ids in _tokenized(model.tokenizer, self.documents()):
-            labels[number] = source
+        documents = self.documents(following, rank, world)
+        for number, source, ids in _tokenized(model.tokenizer, documents):
+            labels[number], following = source, number + 1
             tokens += [*ids, card.separator]
             owners += [number] * (len(ids) + 1)
             while (len(tokens) >= rows_at_once * body) and (limit is None or made < limit):
@@ -141,7 +178,7 @@ class Text:
         left = len(tokens) // body if limit is None else min(len(tokens) // body, limit - made)
         if left:
             yield block(left)
-        elif not made:
+        elif not made and not start["document"]:
             raise ValueError(
                 f"the {self.split} split of {self.source} has {len(tokens)} tokens, fewer than one row of {context}; "
                 "give more text or a shorter context"
@@ -154,7 +191,12 @@ def split_of(number: int) -> str:
 
 
 def load_text(
-    source: str | Path = "embedded", *, split: str = "train", tokens: int | None = None, seed: int = 0
+    source: str | Path = "embedded",
+    *,
+    split: str = "train",
+    tokens: int | None = None,
+    seed: int = 0,
+    stream: bool | None = None,
 ) -> Text:
     """A corpus to harvest from or to evaluate on.
 
@@ -164,9 +206,11 @@ def load_text(
       are French and Spanish Wikipedia introductions;
     - a local .txt, .jsonl or .parquet file or a folder of them (a .txt file is one document; in the others the
       documents are the strings in the column `text`);
-    - `hub:OWNER/NAME` or `hub:OWNER/NAME:CONFIG`: a parquet data set on the Hugging Face hub, streamed.
+    - `hub:OWNER/NAME`, `hub:OWNER/NAME:CONFIG`, either with `@REVISION`: a parquet data set on the Hugging Face hub,
+      streamed. A hub that does not answer is asked again for about a minute.
 
-    `tokens` stops after that many tokens (BOS included). `seed` orders the documents.
+    `tokens` stops after that many tokens (BOS included). `seed` orders the documents. With `stream=True` local files
+    are read in their order as they come, for a corpus too large to be packed and shuffled whole.
 
     Raises `ValueError` for an unknown source or split, and, when read, for text that is empty, too small to split by
     document, or not UTF-8.
@@ -177,11 +221,15 @@ def load_text(
     if tokens is not None and tokens < 1:
         raise ValueError(f"tokens={tokens} asks for no text: give a positive number, or None for all there is")
     if source in EMBEDDED:
+        if stream:
+            raise ValueError(
+                f"{source!r} is small and shuffled whole: leave stream out, or name files or hub:OWNER/NAME"
+            )
         identity = digest([source, *(wheel.sha256 for wheel, _ in EMBEDDED[source]), CORPUS_RECIPE])
         return Text(source, split, tokens, seed, identity, lambda: _embedded(source))
     if source.startswith("hub:"):
-        if not re.fullmatch(r"hub:[^:]+(:[^:]+)?", source):
-            raise ValueError(f"source={source!r}: hub:OWNER/NAME or hub:OWNER/NAME:CONFIG is wanted")
+        if not HUB.fullmatch(source):
+            raise ValueError(f"source={source!r}: hub:OWNER/NAME, hub:OWNER/NAME:CONFIG or ...@REVISION is wanted")
         return Text(source, split, tokens, seed, digest(source), lambda: _hub(source), streamed=True)
     path = Path(source).expanduser()
     if not path.exists():
@@ -189,8 +237,12 @@ def load_text(
     files = sorted(f for f in (path.rglob("*") if path.is_dir() else [path]) if f.suffix in READERS)
     if not files:
         raise ValueError(f"{source} holds no {', '.join(READERS)} file: give a file or folder of those")
-    identity = digest([[str(f.relative_to(path.parent)), file_sha256(f)] for f in files])
-    return Text(source, split, tokens, seed, identity, lambda: (doc for f in files for doc in READERS[f.suffix](f)))
+    known = [[str(f.relative_to(path.parent)), f.stat().st_size if stream else file_sha256(f)] for f in files]
+
+    def read() -> Iterator[Document]:
+        return (doc for f in files for doc in READERS[f.suffix](f))
+
+    return Text(source, split, tokens, seed, digest(known), read, streamed=bool(stream))
 
 
 def _not_empty(documents: Iterable[Document]) -> Iterator[Document]:
@@ -262,18 +314,18 @@ def _embedded(source: str) -> Iterator[Document]:
 # -- local files and the hub ---------------------------------------------------------------------
 
 
-def _decoded(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise ValueError(
-            f"{path} is not UTF-8 (byte {error.start} is 0x{error.object[error.start]:02x}); convert it first, "
-            "for example with `iconv -f LATIN1 -t UTF-8`"
-        ) from error
+def _not_utf8(where: str, error: UnicodeDecodeError) -> ValueError:
+    return ValueError(
+        f"{where} is not UTF-8 (byte {error.start} is 0x{error.object[error.start]:02x}); convert it first, "
+        "for example with `iconv -f LATIN1 -t UTF-8`"
+    )
 
 
 def _txt(path: Path) -> Iterator[Document]:
-    yield Document(_decoded(path), path.stem)
+    try:
+        yield Document(path.read_text(encoding="utf-8"), path.stem)
+    except UnicodeDecodeError as error:
+        raise _not_utf8(str(path), error) from error
 
 
 def _text_of(record: Any, path: Path, where: str) -> str:
@@ -284,10 +336,14 @@ def _text_of(record: Any, path: Path, where: str) -> str:
 
 
 def _jsonl(path: Path) -> Iterator[Document]:
-    for number, line in enumerate(io.StringIO(_decoded(path)), start=1):
-        if line.strip():
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            if not line.strip():
+                continue
             try:
-                record = json.loads(line)
+                record = json.loads(line.decode("utf-8"))
+            except UnicodeDecodeError as error:
+                raise _not_utf8(f"{path}, line {number}", error) from error
             except json.JSONDecodeError as error:
                 raise ValueError(
                     f"{path}, line {number} is not JSON ({error.msg}): one object per line is wanted"
@@ -309,21 +365,40 @@ def _parquet(path: Path) -> Iterator[Document]:
         raise ValueError(f"{path} is not a whole parquet file ({error}): write it again") from error
 
 
-def _hub(source: str) -> Iterator[Document]:
+def _open_hub(name: str, config: str | None, revision: str | None) -> Iterable[dict[str, Any]]:
     import datasets
-    from datasets.exceptions import DatasetNotFoundError, DatasetsError
 
-    _, name, *config = source.split(":")
-    try:
-        options: dict[str, Any] = {"name": config[0]} if config else {}
-        stream = datasets.load_dataset(name, split="train", streaming=True, **options)
-        for number, record in enumerate(stream):
-            yield Document(_text_of(record, Path(source), f"row {number}"), name.split("/")[-1])
-    except (OSError, DatasetsError, DatasetNotFoundError) as error:
-        raise TutorialError(
-            f"could not read {source}: {(str(error) or type(error).__name__).splitlines()[0]}; check the name and the "
-            "network, or use load_text('embedded'), which needs only the package index"
-        ) from error
+    options: dict[str, Any] = {"name": config, "revision": revision}
+    options = {key: value for key, value in options.items() if value is not None}
+    return datasets.load_dataset(name, split="train", streaming=True, **options)
+
+
+def _hub(source: str) -> Iterator[Document]:
+    """The documents of a data set on the hub. One that stops answering is asked again, from where it stopped."""
+    name, config, revision = HUB.fullmatch(source).groups()  # type: ignore[union-attr]
+    given = tries = 0
+    while True:
+        try:
+            for number, record in enumerate(_open_hub(name, config, revision)):
+                if number >= given:
+                    given, tries = number + 1, 0
+                    yield Document(_text_of(record, Path(source), f"row {number}"), name.split("/")[-1])
+            return
+        except (ValueError, TutorialError):
+            raise  # what is wrong will not change
+        except Exception as error:  # of half a dozen libraries
+            wrong = type(error).__name__ in ("DatasetNotFoundError", "OfflineModeIsEnabled")
+            said = (str(error) or type(error).__name__).splitlines()[0]
+            if wrong or tries == (HUB_TRIES if given else 1):
+                raise TutorialError(
+                    f"could not read {source}: {said} (after {given} documents); check the name and the network, and "
+                    "run again (`train --resume` goes on from its checkpoint), or use load_text('embedded'), which "
+                    "needs only the package index"
+                ) from error
+            if not in_notebook():
+                print(f"{source} does not answer ({said}): again in {2**tries} s", file=sys.stderr)
+            time.sleep(2**tries)
+            tries += 1
 
 
 READERS: dict[str, Callable[[Path], Iterator[Document]]] = {".txt": _txt, ".jsonl": _jsonl, ".parquet": _parquet}

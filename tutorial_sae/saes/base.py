@@ -19,6 +19,7 @@ from einops import pack, unpack
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from tutorial_sae import ranks
 from tutorial_sae.runtime import generator, save_tensors, unknown, write_json
 
 NORMALIZATIONS = ("dataset", "token", "none")
@@ -43,18 +44,29 @@ class Loss(NamedTuple):
 def keep_row(z: Float[Tensor, "tokens latents"], k: int) -> Float[Tensor, "tokens latents"]:
     """The k largest positive entries of each row, unchanged; the rest 0. Ties go to the lower index."""
     cut = z.topk(min(k, z.shape[-1]), dim=-1, sorted=False).values.amin(dim=-1, keepdim=True)
-    keep, tied = z > cut, (z == cut) & (z > 0)
-    room = k - keep.sum(dim=-1, keepdim=True)
-    if (tied.sum(dim=-1, keepdim=True) > room).any():
-        tied &= tied.cumsum(dim=-1) <= room
-    return torch.where(keep | tied, z, 0)
+    return _above(z, cut, k - (z > cut).sum(dim=-1, keepdim=True))
 
 
 def keep_batch(z: Float[Tensor, "tokens latents"], k: int | float) -> Float[Tensor, "tokens latents"]:
-    """The floor(k * tokens) largest positive entries of the whole matrix: the row cut of one very long row."""
+    """The floor(k * tokens) largest positive entries of the whole matrix: the row cut of one very long row.
+
+    In a step that several ranks take together it is the matrix of all of them.
+    """
     if len(z) == 0:
         return z
-    return keep_row(z.reshape(1, -1), budget_of(k, len(z))).view_as(z)
+    row = z.reshape(1, -1)
+    if ranks.world() == 1:
+        return keep_row(row, budget_of(k, len(z))).view_as(z)
+    return _above(row, *ranks.batch_cut(row[0], budget_of(k, ranks.world() * len(z)))).view_as(z)
+
+
+def _above(z: Float[Tensor, "rows entries"], cut: Tensor, room: Tensor) -> Float[Tensor, "rows entries"]:
+    """The entries above `cut`, and of those that equal it the first `room` of each row."""
+    tied = (z == cut) & (z > 0)
+    # on a GPU the question would make the host wait for the answer, which takes longer than counting
+    if z.is_cuda or (tied.sum(dim=-1, keepdim=True) > room).any():
+        tied &= tied.cumsum(dim=-1, dtype=torch.int32) <= room
+    return torch.where((z > cut) | tied, z, 0)
 
 
 def budget_of(k: int | float, tokens: int) -> int:
@@ -135,6 +147,9 @@ class SAE(nn.Module):
         self.dead_after_tokens = 10_000_000  # silent for so long, a latent counts as dead
         # what the fast path keeps from step to step, for speed: a guess of the cut, and memory for z
         self.hint, self.scratch = 0.0, torch.empty(0, 0)
+        # tokens for which no latent can be dead; None: look each time. While `train` runs it is kept, for on a GPU
+        # looking is waiting
+        self.alive_until: int | None = None
         self.metadata: dict[str, Any] = dict.fromkeys(ORIGIN)
 
     # -- what a variant supplies -----------------------------------------------------------------
@@ -201,12 +216,14 @@ class SAE(nn.Module):
     @staticmethod
     def fvu(x: Float[Tensor, "tokens d_in"], error: Float[Tensor, "tokens d_in"]) -> Float[Tensor, ""]:
         """Fraction of the variance of raw activations that `error`, in raw units, leaves unexplained."""
-        return error.square().sum() / (x - x.mean(dim=0)).float().square().sum()
+        around = x - ranks.mean(x.mean(dim=0))
+        unexplained, variance = ranks.total(torch.stack([error.square().sum(), around.float().square().sum()]))
+        return unexplained / variance
 
     def count_fired(self, fired: Bool[Tensor, " d_sae"], tokens: int) -> None:
-        """Keep count of the tokens since each latent last fired."""
-        self.tokens_since_fired += tokens
-        self.tokens_since_fired[fired] = 0
+        """Keep count of the tokens since each latent last fired, on any rank."""
+        self.tokens_since_fired += tokens * ranks.world()
+        self.tokens_since_fired.masked_fill_(ranks.any_of(fired), 0)
 
     def _rows(self, x: Any) -> tuple[Tensor, Any]:
         if not isinstance(x, Tensor):

@@ -23,6 +23,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from tutorial_sae import ranks
 from tutorial_sae.saes.base import SAE, check_theta
 
 LEAST_THETA = 1e-6
@@ -109,14 +110,16 @@ class JumpReLUSAE(SAE):
         return super().pre_activations(x).relu()
 
     def keep(self, z: Float[Tensor, "tokens d_sae"], cut: str) -> Float[Tensor, "tokens d_sae"]:
-        check_theta(self.threshold)
+        if not (self.training and z.is_cuda):  # where asking is waiting; `constrain` keeps theta positive
+            check_theta(self.threshold)
         return JumpReLU.apply(z, self.threshold, self.bandwidth)
 
     def penalty(self, z: Float[Tensor, "tokens d_sae"], latents: Float[Tensor, "tokens d_sae"]) -> Float[Tensor, ""]:
         return self.price(Step.apply(z, self.threshold, self.bandwidth).sum(dim=-1).mean())
 
     def price(self, l0: Float[Tensor, ""]) -> Float[Tensor, ""]:
-        """What a mean L0 costs."""
+        """What a mean L0 costs; the square, where ranks step together, is of the mean over all of them."""
+        l0 = l0 + (ranks.mean(l0.detach()) - l0.detach())
         if self.target_l0 is None:
             return self.l0_coefficient * l0  # type: ignore[operator]
         return self.d_in * (l0 / self.target_l0 - 1).square()

@@ -14,6 +14,7 @@ from typing import Any
 from jaxtyping import Float
 from torch import Tensor
 
+from tutorial_sae import ranks
 from tutorial_sae.saes.base import SAE, keep_batch, keep_row
 
 AUX_COEFFICIENT = 1 / 32
@@ -41,6 +42,7 @@ class TopKSAE(SAE):
         if aux_k < 0 or dead_after_tokens < 1:
             raise ValueError(f"aux_k={aux_k}, dead_after_tokens={dead_after_tokens}: choose at least 0, and at least 1")
         self.k, self.aux_k, self.dead_after_tokens = k, int(aux_k), int(dead_after_tokens)
+        self.global_cut = True  # where several ranks train: cut their batches as one, or each by itself
 
     @property
     def k(self) -> int | float:
@@ -60,7 +62,8 @@ class TopKSAE(SAE):
 
     def keep(self, z: Float[Tensor, "tokens d_sae"], cut: str) -> Float[Tensor, "tokens d_sae"]:
         if cut == "batch":
-            return keep_batch(z, self.k)
+            with ranks.apart(not self.global_cut):
+                return keep_batch(z, self.k)
         if self.k != int(self.k):
             raise ValueError(f"k={self.k} is not whole, so no row can keep k entries: cut by batch, or set sae.k")
         return keep_row(z, int(self.k))
@@ -72,9 +75,18 @@ class TopKSAE(SAE):
 
     def auxk(self, x_n: Float[Tensor, "tokens d_in"], error: Float[Tensor, "tokens d_in"]) -> Float[Tensor, ""]:
         """AuxK by itself, from z of the dead alone: the fast path has no other z."""
+        none, waited = error.new_zeros(()), len(x_n) * ranks.world()
+        if self.alive_until is not None and self.alive_until > 0:
+            self.alive_until -= waited
+            if self.alive_until > 0:
+                return none
+        if not self.training or self.aux_k == 0:
+            return none
         dead = (self.tokens_since_fired >= self.dead_after_tokens).nonzero().squeeze(1)
-        if not self.training or self.aux_k == 0 or len(dead) == 0:
-            return error.new_zeros(())
+        if len(dead) == 0:
+            if self.alive_until is not None:  # the one that is silent for longest cannot be dead before
+                self.alive_until = self.dead_after_tokens - int(self.tokens_since_fired.max())
+            return none
         W_enc = self.W_enc.T.index_select(0, dead)  # rows, as they lie in memory
         # b_dec by itself: taken off x_n, its gradient would need one more product of matrices
         z = (x_n @ W_enc.T + (self.b_enc.index_select(0, dead) - W_enc @ self.b_dec)).relu()
