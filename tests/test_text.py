@@ -6,16 +6,20 @@ import hashlib
 import itertools
 import json
 import re
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import datasets
+import httpx
 import pyarrow
 import pyarrow.parquet
 import pytest
 import torch
+from datasets.exceptions import DatasetNotFoundError
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_models import ToyModel, ToyTokenizer, local_documents, toy_documents, write_jsonl
@@ -336,6 +340,33 @@ def test_a_stream_goes_on_after_any_block_as_if_it_had_not_stopped(stream: Text,
         same(list(stream.rows(TOY, 16, 5, start=place, rank=world - 1, world=world)), whole[cut + 1 :])
 
 
+@settings(deadline=None, max_examples=100)
+@given(
+    lengths=st.lists(st.integers(1, 9) | st.integers(60, 200), min_size=30, max_size=60),
+    context=st.integers(2, 9),
+    at_once=st.integers(1, 5),
+    tokens=st.none() | st.integers(100, 400),
+    cut=st.integers(0, 10_000),
+    rank=st.integers(0, 1),
+)
+def test_wherever_a_stream_is_cut_it_goes_on_with_the_rows_that_would_have_followed(
+    lengths: list[int], context: int, at_once: int, tokens: int | None, cut: int, rank: int
+):
+    counter = itertools.count(2)
+    texts = [" ".join(str(next(counter)) for _ in range(length)) for length in lengths]
+    documents = [Document(text, f"label {number % 3}") for number, text in enumerate(["", *texts])]
+    mine = Text("here", "train", tokens, 0, "", lambda: documents, streamed=True)
+    options: dict[str, Any] = {"context": context, "rows_at_once": at_once, "rank": rank, "world": 2}
+    whole = list(mine.rows(TOY, **options))
+    cut %= len(whole)
+    place = json.loads(json.dumps(whole[cut].after))
+    assert set(place["labels"]) == set(map(str, place["owners"]))
+    assert len(place["tokens"]) == len(place["owners"])
+    found = list(mine.rows(TOY, **options, start=place))
+    same(found, whole[cut + 1 :])
+    assert [rows.after for rows in found] == [rows.after for rows in whole[cut + 1 :]]
+
+
 def test_ranks_read_documents_of_their_own_and_together_all(stream: Text):
     parts = [{i for i, _ in stream.documents(rank=rank, world=3)} for rank in range(3)]
     assert all(not a & b for a, b in itertools.combinations(parts, 2))
@@ -348,7 +379,7 @@ def test_documents_before_the_start_are_not_tokenised(stream: Text):
         seen: ClassVar[list[str]] = []
 
         def __call__(self, texts: Any, **options: Any) -> Any:
-            self.seen += texts
+            self.seen.extend(texts)
             return super().__call__(texts, **options)
 
     model = ToyModel()
@@ -370,8 +401,22 @@ def test_a_local_stream_keeps_the_order_of_the_files_and_is_known_without_readin
         list(load_text(tmp_path / "y.jsonl", stream=True).documents())
 
 
+def test_a_process_without_documents_says_which(tmp_path: Path):
+    few = load_text(write_jsonl(tmp_path / "x.jsonl", toy_documents(30)), stream=True)
+    assert len(list(few.documents(rank=1, world=3))) == 3
+    with pytest.raises(ValueError, match="no document in its train split for process 2 of 3"):
+        list(few.documents(rank=2, world=3))
+
+
+def test_what_is_no_stream_has_no_place_to_go_on(corpus: Path, gpt2: Any):
+    for shuffle in (False, True):
+        assert all(rows.after is None for rows in load_text(corpus).rows(gpt2, 16, shuffle=shuffle))
+        with pytest.raises(ValueError, match=r"stream=True"):
+            next(load_text(corpus).rows(gpt2, 16, shuffle=shuffle, start={"document": 3}))
+
+
 def test_what_is_no_stream_cannot_be_shared_or_streamed(corpus: Path):
-    with pytest.raises(ValueError, match=r"stream=True"):
+    with pytest.raises(ValueError, match=r"shared by 2 processes.*stream=True"):
         list(load_text(corpus).rows(TOY, 16, world=2))
     with pytest.raises(ValueError, match="leave stream out"):
         load_text("embedded", stream=True)
@@ -400,7 +445,16 @@ def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     return waited
 
 
-@pytest.mark.parametrize("error", [ConnectionError("gone"), TimeoutError("too late"), RuntimeError("client closed")])
+ERRORS = [
+    ConnectionError("gone"),
+    TimeoutError("too late"),
+    RuntimeError("client closed"),
+    httpx.ReadError("reset by peer"),
+    pyarrow.ArrowInvalid("half a page"),  # a ValueError
+]
+
+
+@pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__)
 def test_a_hub_that_goes_away_is_asked_again_and_no_document_is_lost(tmp_path, monkeypatch, waits, capsys, error):
     write_parquet(tmp_path / "x.parquet", DOCUMENTS)
     hub = Failing(tmp_path / "x.parquet", 7, 4, error)
@@ -409,7 +463,7 @@ def test_a_hub_that_goes_away_is_asked_again_and_no_document_is_lost(tmp_path, m
     found = dict(load_text("hub:somebody/words").documents())
     assert {i: doc.text for i, doc in found.items()} == texts_of(load_text(tmp_path / "x.parquet"))
     assert waits == [1, 1, 1, 1], "progress starts the count anew"
-    assert str(error) in capsys.readouterr().err
+    assert capsys.readouterr().err == f"hub:somebody/words does not answer ({error}): again in 1 s\n" * 4
 
 
 def test_a_hub_that_stays_away_ends_in_a_sentence(monkeypatch, waits):
@@ -421,6 +475,70 @@ def test_a_hub_that_stays_away_ends_in_a_sentence(monkeypatch, waits):
     with pytest.raises(TutorialError, match=r"gone \(after 3 documents\).*train --resume"):
         list(load_text("hub:somebody/words").documents())
     assert waits == [1, 2, 4, 8, 16, 32]
+
+
+@pytest.fixture
+def serve() -> Iterator[Callable[..., int]]:
+    """Starts, at a port, a server of the sixty documents as JSON lines; it leaves after `lines` of them, if given."""
+    servers: list[HTTPServer] = []
+    body = [json.dumps({"text": document}).encode() + b"\n" for document in DOCUMENTS]
+
+    def start(port: int = 0, lines: int | None = None) -> int:
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                self.send_response(200)
+                self.send_header("Content-Length", str(sum(map(len, body))))
+                self.end_headers()
+                self.wfile.write(b"".join(body[:lines]))
+                if lines is not None:
+                    server.socket.close()
+
+            def log_message(self, *_: Any) -> None: ...
+
+        server = HTTPServer(("127.0.0.1", port), Handler)
+        servers.append(server)
+        threading.Thread(target=server.handle_request, daemon=True).start()
+        return server.server_port
+
+    yield start
+    for server in servers:
+        server.server_close()
+
+
+def test_a_server_that_leaves_and_comes_back_costs_no_document(serve, monkeypatch):
+    port = serve(lines=20)
+    waited: list[float] = []
+
+    def sleep(seconds: float) -> None:
+        waited.append(seconds)
+        if len(waited) == 3:  # until then nothing listens at the port
+            serve(port)
+
+    def opened(*_: Any) -> Iterator[dict[str, str]]:
+        with httpx.stream("GET", f"http://127.0.0.1:{port}/", trust_env=False) as answer:
+            yield from map(json.loads, answer.iter_lines())
+
+    monkeypatch.setattr("tutorial_sae.text.time", SimpleNamespace(sleep=sleep))
+    monkeypatch.setattr("tutorial_sae.text._open_hub", opened)
+    assert {i: doc.text for i, doc in load_text("hub:somebody/words").documents()} == TRAIN
+    assert waited == [1, 2, 4]
+
+
+def test_a_name_that_is_not_on_the_hub_is_not_asked_for_again(monkeypatch, waits):
+    def missing(*_: Any) -> Iterator[dict[str, str]]:
+        raise DatasetNotFoundError("no such data set")
+
+    monkeypatch.setattr("tutorial_sae.text._open_hub", missing)
+    with pytest.raises(TutorialError, match=r"no such data set .*check the name"):
+        list(load_text("hub:somebody/words").documents())
+    assert waits == []
+
+
+def test_a_data_set_without_the_column_says_so(tmp_path, waits):
+    write_parquet(tmp_path / "x.parquet", DOCUMENTS, column="content")
+    with pytest.raises(ValueError, match=r"row 0: .*'text', got content, id"):
+        list(load_text(f"hub:{tmp_path}").documents())
+    assert waits == []
 
 
 def test_a_hub_that_never_answers_is_asked_twice(monkeypatch, waits):
@@ -518,6 +636,12 @@ def test_parquet_without_the_column_says_so(tmp_path: Path):
     path = write_parquet(tmp_path / "x.parquet", DOCUMENTS, column="content")
     with pytest.raises(ValueError, match=r"row 0: .*'text', got content, id"):
         list(load_text(path).documents())
+
+
+def test_a_row_of_parquet_is_counted_from_the_start_of_the_file(tmp_path: Path):
+    pyarrow.parquet.write_table(pyarrow.table({"text": ["a"] * 70_000 + [None]}), tmp_path / "x.parquet")
+    with pytest.raises(ValueError, match=r"row 70000: .*string under 'text'"):
+        list(load_text(tmp_path / "x.parquet", stream=True).documents())
 
 
 def test_a_folder_without_text_says_what_is_wanted(tmp_path: Path):

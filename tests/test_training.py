@@ -10,11 +10,14 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from tutorial_sae import BatchTopKSAE, GatedSAE, JumpReLUSAE, TopKSAE, TrainConfig, VanillaSAE, load_sae, sparse, train
 from tutorial_sae.runtime import TutorialError
 from tutorial_sae.saes.base import check_activations
-from tutorial_sae.training import hand_over, named, optimizer, resample
+from tutorial_sae.training import _Run, hand_over, named, optimizer, resample, train_together
 
 D_IN, D_SAE = 16, 48
 SMALL: dict[str, Any] = {"tokens": 6_400, "batch_size": 64, "lr": 2e-3}
@@ -384,3 +387,185 @@ def test_width_of_activations_must_fit():
 def test_dead_window_is_two_percent_of_a_short_run():
     assert train(batchtopk(), activations(), TrainConfig(**SMALL)).sae.dead_after_tokens == 128
     assert train(batchtopk(), activations(), TrainConfig(**SMALL, dead_after_tokens=7)).sae.dead_after_tokens == 7
+
+
+# -- what a GPU needs -----------------------------------------------------------------------------
+
+
+class NoWaiting(TorchDispatchMode):
+    """Fails at whatever makes the host wait for a result of the device: sizes and numbers that depend on values."""
+
+    WAITING = ("_local_scalar_dense", "nonzero", "masked_select", "unique", "equal", "is_nonzero")
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.overloadpacket.__name__
+        boolean = any(isinstance(i, torch.Tensor) and i.dtype == torch.bool for i in _indices(func, args))
+        if name in self.WAITING or boolean:
+            raise AssertionError(f"{name} makes the host wait")
+        return func(*args, **(kwargs or {}))
+
+
+def _indices(func: Any, args: Any) -> list[Any]:
+    return list(args[1]) if func.overloadpacket.__name__ in ("index", "index_put_") else []
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: BatchTopKSAE(D_IN, D_SAE, k=4),
+        lambda: TopKSAE(D_IN, D_SAE, k=4),
+        lambda: JumpReLUSAE(D_IN, D_SAE, target_l0=4, theta=0.5),
+        lambda: VanillaSAE(D_IN, D_SAE, l1=0.2),
+        lambda: GatedSAE(D_IN, D_SAE, l1=0.2),
+    ],
+)
+def test_a_step_as_a_gpu_takes_it_makes_nobody_wait(make, monkeypatch):
+    """The step itself on the CPU, where every tensor says that it is on a GPU."""
+    sae, x = make(), activations(64)
+    run = _Run(sae, TrainConfig(**SMALL), None, [])
+    run.loss = sparse.mixed
+    run.update(x)  # the first may look around
+    sae.alive_until = 10_000
+    monkeypatch.setattr(torch.Tensor, "is_cuda", True)
+    with NoWaiting():
+        run.update(x)
+    sae.alive_until = None
+    if isinstance(sae, TopKSAE):
+        with pytest.raises(AssertionError, match="nonzero makes the host wait"), NoWaiting():
+            _Run(sae, TrainConfig(**SMALL), None, []).update(x)
+    monkeypatch.undo()
+    assert run.step == 2
+    assert math.isfinite(float(run.latest.total.detach()))
+
+
+@pytest.mark.parametrize("make", [batchtopk, lambda: JumpReLUSAE(D_IN, D_SAE, target_l0=4, theta=1.0)])
+def test_products_in_bfloat16_train_as_well_with_weights_in_float32(make):
+    config = TrainConfig(**SMALL)
+    exact = train(make(), activations(), config)
+    rough = make()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sparse, "path", lambda sae: sparse.mixed)
+        found = train(rough, activations(), config)
+    assert rough.W_enc.dtype == rough.W_dec.dtype == torch.float32
+    assert not torch.equal(found.sae.W_dec, exact.sae.W_dec)
+    assert found.history[-1]["fvu"] == pytest.approx(exact.history[-1]["fvu"], rel=0.1)
+
+
+def test_the_dead_are_looked_for_as_soon_as_there_can_be_any():
+    """A run that puts looking off ends with the same SAE, bit for bit, as one that looks at every step."""
+    config = TrainConfig(**SMALL, dead_after_tokens=500)
+    lazy = train(kill(batchtopk(), slice(0, 16)), activations(), config)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(BatchTopKSAE, "alive_until", property(lambda self: None, lambda self, value: None), raising=False)
+        eager = train(kill(batchtopk(), slice(0, 16)), activations(), config)
+    assert lazy.history[-1]["aux"] > 0
+    assert torch.equal(lazy.sae.W_enc, eager.sae.W_enc)
+    assert [line["aux"] for line in lazy.history] == [line["aux"] for line in eager.history]
+
+
+# -- several SAEs on one harvest ------------------------------------------------------------------------
+
+
+def test_saes_trained_together_are_those_trained_alone(tmp_path):
+    makes = [batchtopk, lambda: TopKSAE(D_IN, 32, k=3), lambda: JumpReLUSAE(D_IN, D_SAE, target_l0=4, theta=1.0)]
+    alone = [train(make(), activations(), TrainConfig(**SMALL)).sae for make in makes]
+    outs = [tmp_path / str(i) for i in range(3)]
+    together = train_together([make() for make in makes], activations(), TrainConfig(**SMALL), outs=outs)
+    for one, (sae, *_), out in zip(alone, together, outs, strict=True):
+        assert torch.equal(one.W_dec, sae.W_dec)
+        assert torch.equal(load_sae(out).W_dec, sae.W_dec)
+
+
+def test_saes_whose_checkpoints_are_of_different_steps_catch_up(tmp_path, monkeypatch):
+    config = TrainConfig(**SMALL, checkpoint_seconds=0)
+    saes, outs = [batchtopk(), TopKSAE(D_IN, D_SAE, k=4)], [tmp_path / "a", tmp_path / "b"]
+    whole = train_together([batchtopk(), TopKSAE(D_IN, D_SAE, k=4)], activations(), config, outs=[None, None])
+    written = _Run.checkpoint
+
+    def dying(self):  # after the first of the two has written its 40th step
+        if self.step == 40 and isinstance(self.sae, TopKSAE) and not isinstance(self.sae, BatchTopKSAE):
+            raise SystemExit
+        written(self)
+
+    monkeypatch.setattr(_Run, "checkpoint", dying)
+    with pytest.raises(SystemExit):
+        train_together(saes, activations(), config, outs=outs)
+    monkeypatch.undo()
+    again = train_together([batchtopk(), TopKSAE(D_IN, D_SAE, k=4)], activations(), config, outs=outs)
+    for a, b in zip(whole, again, strict=True):
+        assert torch.equal(a.sae.W_enc, b.sae.W_enc)
+        assert a.history[-1]["total"] == b.history[-1]["total"]
+
+
+# -- bad luck ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "error",
+    [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("DefaultCPUAllocator: can't allocate memory: 9 bytes")],
+)
+def test_out_of_memory_says_what_to_lower_by_how_much(tmp_path, monkeypatch, error):
+    original = _Run.update
+
+    def full(self, x):
+        if self.step == 30:
+            self.whole = False
+            raise error
+        original(self, x)
+
+    config = TrainConfig(**SMALL, checkpoint_seconds=0)
+    monkeypatch.setattr(_Run, "update", full)
+    with pytest.raises(TutorialError, match=r"64 activations a step.*batch_size=32 or d_sae=24"):
+        train(batchtopk(), activations(), config, out=tmp_path)
+    monkeypatch.undo()
+    whole = train(batchtopk(), activations(), config).sae
+    assert torch.equal(train(batchtopk(), activations(), config, out=tmp_path).sae.W_enc, whole.W_enc)
+
+
+def stopped(folder) -> Any:
+    sae = batchtopk()
+    stop_at(sae, 40)
+    with pytest.raises(KeyboardInterrupt):
+        train(sae, activations(), TrainConfig(**SMALL), out=folder)
+    return folder / "checkpoint" / "state.safetensors"
+
+
+def test_an_edited_checkpoint_is_refused(tmp_path):
+    path = stopped(tmp_path)
+    with safe_open(path, framework="pt") as file:
+        notes, tensors = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    tensors["sae.W_dec"][3, 3] += 1e-3
+    save_file(tensors, path, notes)
+    with pytest.raises(TutorialError, match=r"damaged .*not those that were saved.*remove that file"):
+        train(batchtopk(), activations(), TrainConfig(**SMALL), out=tmp_path)
+
+
+@pytest.mark.parametrize("keep", [0, 9, 1000, -1])
+def test_a_truncated_checkpoint_is_refused(tmp_path, keep):
+    path = stopped(tmp_path)
+    path.write_bytes(path.read_bytes()[:keep])
+    with pytest.raises(TutorialError, match="damaged"):
+        train(batchtopk(), activations(), TrainConfig(**SMALL), out=tmp_path)
+
+
+def test_a_checkpoint_of_other_settings_is_refused(tmp_path):
+    stopped(tmp_path)
+    with pytest.raises(ValueError, match="other settings or data"):
+        train(batchtopk(), activations(), TrainConfig(**SMALL | {"lr": 1e-3}), out=tmp_path)
+
+
+def test_a_number_that_is_not_finite_never_reaches_a_checkpoint(tmp_path, monkeypatch):
+    """As on a GPU, where batches are not looked at one by one."""
+    x = activations()
+    x[:, 0] = torch.where(torch.arange(1024) == 700, math.nan, x[:, 0])
+    monkeypatch.setattr("tutorial_sae.training._check_finite", lambda *_: None)
+    monkeypatch.setattr("tutorial_sae.saes.base.SAE.fit_normalization", lambda *_: None)
+    with pytest.raises(TutorialError, match="the loss is nan"):
+        train(batchtopk(), x, TrainConfig(**SMALL, checkpoint_seconds=0), out=tmp_path)
+    with safe_open(tmp_path / "checkpoint" / "state.safetensors", framework="pt") as file:
+        assert all(bool(torch.isfinite(file.get_tensor(name)).all()) for name in file.keys() if "threshold" not in name)  # noqa: SIM118
+
+
+def test_an_unknown_batch_cut_is_refused():
+    with pytest.raises(ValueError, match="did you mean 'global'"):
+        train(batchtopk(), activations(), TrainConfig(**SMALL, batch_cut="globl"))

@@ -52,6 +52,7 @@ class Shape(NamedTuple):
     d_model: int
     layers: int
     vocab: int
+    file_bytes: int
 
     @property
     def block(self) -> int:
@@ -66,9 +67,13 @@ class Known(NamedTuple):
 
 
 KNOWN = {
-    "smollm2-135m": Known(EMBEDDED_WHEEL.name, "blocks.15.hook_resid_post", Shape(134_515_008, 576, 30, 49_152)),
-    "gpt2": Known("openai-community/gpt2", "blocks.8.hook_resid_pre", Shape(124_439_808, 768, 12, 50_257)),
-    "gemma-2-2b": Known("google/gemma-2-2b", "blocks.12.hook_resid_post", Shape(2_614_341_888, 2304, 26, 256_000)),
+    "smollm2-135m": Known(
+        EMBEDDED_WHEEL.name, "blocks.15.hook_resid_post", Shape(134_515_008, 576, 30, 49_152, 269_000_000)
+    ),
+    "gpt2": Known("openai-community/gpt2", "blocks.8.hook_resid_pre", Shape(124_439_808, 768, 12, 50_257, 548_000_000)),
+    "gemma-2-2b": Known(
+        "google/gemma-2-2b", "blocks.12.hook_resid_post", Shape(2_614_341_888, 2304, 26, 256_000, 10_460_000_000)
+    ),
 }
 
 
@@ -81,7 +86,9 @@ def shape_of(name: str) -> Shape:
     config = AutoConfig.from_pretrained(name.removeprefix("hub:"))
     with torch.device("meta"):  # sizes without memory
         model = AutoModelForCausalLM.from_config(config)
-    return Shape(model.num_parameters(), config.hidden_size, config.num_hidden_layers, config.vocab_size)
+    sizes = model.num_parameters(), config.hidden_size, config.num_hidden_layers, config.vocab_size
+    file_bytes = sum(file.stat().st_size for file in Path(name).glob("*.safetensors")) or 4 * sizes[0]
+    return Shape(*sizes, file_bytes)
 
 
 class ModelCard(NamedTuple):

