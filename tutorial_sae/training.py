@@ -235,12 +235,15 @@ def train_together(
                 sae, _sample(activations, RESAMPLE_TOKENS, seed), adam, step
             )
         runs.append(run)
+    first = None  # one sample for all: of a stream it has to be harvested
     for run in runs:
         if run.finished():
             run.sae.load_state_dict(load_sae(run.folder).state_dict())  # type: ignore[arg-type]
         elif not run.resume():
-            run.sae.fit_normalization(_sample(activations, NORMALIZATION_TOKENS, seed))
+            first = _sample(activations, NORMALIZATION_TOKENS, seed) if first is None else first
+            run.sae.fit_normalization(first)
         run.share_state()
+    del first
     going = [run for run in runs if not run.done]
     if going:
         step = min(run.step for run in going)  # a kill between two checkpoints leaves some SAEs ahead of others
