@@ -551,7 +551,7 @@ def test_a_truncated_checkpoint_is_refused(tmp_path, keep):
 def test_a_checkpoint_of_other_settings_is_refused(tmp_path):
     stopped(tmp_path)
     with pytest.raises(ValueError, match="other settings or data"):
-        train(batchtopk(), activations(), TrainConfig(**SMALL | {"lr": 1e-3}), out=tmp_path)
+        train(batchtopk(), activations(), replace(TrainConfig(**SMALL), lr=1e-3), out=tmp_path)
 
 
 def test_a_number_that_is_not_finite_never_reaches_a_checkpoint(tmp_path, monkeypatch):

@@ -171,8 +171,8 @@ class ActivationStore:
                 part = torch.cat([left, part]) if len(left) else part
                 shuffled = torch.randperm(len(part), generator=order)
                 whole = len(part) // n * n
-                for start in range(0, whole, n):
-                    yield part[shuffled[start : start + n]].float()
+                for first in range(0, whole, n):
+                    yield part[shuffled[first : first + n]].float()
                 left = part[shuffled[whole:]]
 
     def sample(self, n: int) -> Float[Tensor, "n d_in"]:

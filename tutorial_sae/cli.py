@@ -21,7 +21,7 @@ from tutorial_sae.interop import to_sae_lens
 from tutorial_sae.launch import launch
 from tutorial_sae.metrics import check_belongs, evaluate
 from tutorial_sae.models import KNOWN, load_model
-from tutorial_sae.planning import recipes_table
+from tutorial_sae.planning import in_words, plan, recipes_table, this_machine
 from tutorial_sae.report import write_latents
 from tutorial_sae.runtime import (
     TutorialError,
@@ -37,7 +37,7 @@ from tutorial_sae.runtime import (
 from tutorial_sae.saes import load_sae
 from tutorial_sae.text import EMBEDDED, Text, load_text
 from tutorial_sae.threshold import calibrate_threshold
-from tutorial_sae.training import CALIBRATION_BATCH, calibration_activations
+from tutorial_sae.training import CALIBRATION_BATCH, RECIPES, calibration_activations
 from tutorial_sae.widgets.latents import latents_data
 
 PACKAGES = ("torch", "transformer-lens", "transformers", "datasets", "gguf", "einops", "jaxtyping", "safetensors")
@@ -162,6 +162,12 @@ def _doctor(options: argparse.Namespace) -> None:
     print(f"cache      {root}, {shutil.disk_usage(root).free / 1e9:,.0f} GB free on that disk")
     for name in ("downloads", "models", "activations"):
         print(f"           {name}: {_size(root / name) / 1e6:,.0f} MB")
+    here = this_machine()
+    for name, recipe in RECIPES.items():
+        found = plan(name, recipe, recipe.config, machine=here)
+        takes = f"{found.memory_gb:.1f} GB, disk {found.disk_gb:.1f} GB, about {in_words(found.hours)}"
+        print(f"{'training' if name == 'smollm2-135m' else '':11}{name}: {takes}" + ", too large" * (not found.fits))
+    print("           see train --list for more, and for settings that fit")
     ready = any((root / "models").glob("smollm2-135m-*/config.json"))
     print("embedded   " + ("ready, no network needed" if ready else "fetched at first use: about 120 MB, once"))
 
@@ -198,7 +204,7 @@ def _trained(options: argparse.Namespace) -> tuple[Any, Any]:
 
 def _text(sae: Any, split: str, source: str | None = None) -> Text:
     """A split of the text that an SAE was trained on."""
-    source = source or ((sae.metadata["data"] or {}).get("text") or ["embedded"])[0]
+    source = source or str(((sae.metadata["data"] or {}).get("text") or ["embedded"])[0])
     return load_text(source, split=split, stream=None if source in EMBEDDED else True)
 
 

@@ -26,7 +26,7 @@ from tutorial_sae.runtime import TutorialError, fast_bf16, pick_device
 from tutorial_sae.training import CALIBRATION_BATCH, CALIBRATION_BATCHES, FULL, RECIPES, Recipe, TrainConfig
 
 PYTHON_GB = 0.55  # with PyTorch and transformers loaded, on the host
-HARVEST_GB = 0.25  # what a forward pass of 2,048 tokens needs while it lasts, text and its tokens included
+HARVEST_GB = 0.2  # what a forward pass of 2,048 tokens needs while it lasts, text and its tokens included
 EFFICIENCY = 0.4  # of a large product's rate
 
 
@@ -67,6 +67,10 @@ def this_machine() -> Machine:
     return Machine(torch.cuda.get_device_name() if gpu else "this CPU", free / 1e9, flops, bf16, gpu)
 
 
+def in_words(hours: float) -> str:
+    return f"{hours:,.1f} hours" if hours >= 1 else f"{max(1, 60 * hours):.0f} minutes"
+
+
 class Plan(NamedTuple):
     """What a run takes on a machine; `parts` are the gigabytes that make up `memory_gb`."""
 
@@ -86,10 +90,9 @@ class Plan(NamedTuple):
 
     def __str__(self) -> str:
         parts = ", ".join(f"{name} {gb:.2f}" for name, gb in self.parts.items())
-        hours = f"{self.hours:.1f} hours" if self.hours >= 1 else f"{60 * self.hours:.0f} minutes"
         return (
             f"plan for {self.machine.name}: {self.memory_gb:.1f} GB of memory ({parts}), {self.disk_gb:.1f} GB of "
-            f"disk, about {hours}"
+            f"disk, about {in_words(self.hours)}"
         )
 
     def check(self) -> None:
@@ -117,9 +120,11 @@ def plan(
     stored = 0.0 if recipe.stream else min(config.tokens, recipe.harvest) * shape.d_model * _size(machine) / 1e9
     each = [2 * width * shape.d_model for width in widths]
     layers = int(hook.split(".")[1]) + hook.endswith("post")
-    seconds = _seconds(shape, layers, config, each, machine) * config.tokens / ranks.size()
+    rate = EFFICIENCY * machine.flops * ranks.size()
+    harvest = 2 * layers * shape.block * min(config.tokens, recipe.harvest)
+    steps = (6 if machine.gpu else 1.5) * sum(each) * config.tokens
     disk = stored + (0 if model == "smollm2-135m" else shape.params * 4 / 1e9) + sum(each) * 16 / 1e9
-    made = Plan(machine, parts, disk, seconds / 3600, "")
+    made = Plan(machine, parts, disk, (harvest + steps) / rate / 3600, "")
     return made if made.fits else made._replace(advice=_advice(shape, recipe, config, widths, memory_gb, machine))
 
 
@@ -133,7 +138,7 @@ def _memory(
     d, size, width = shape.d_model, _size(machine), max(widths)
     distinct, batch = min(config.tokens, recipe.harvest), config.batch_size // ranks.size()
     waiting = min(memory_gb * 1e9, distinct * d * size * (2 if recipe.stream else 1))
-    shard = 2 * min(SHARD_TOKENS, distinct) * d * size  # twice over while it is put together
+    shard = min(SHARD_TOKENS, distinct) * d * size
     calibration = CALIBRATION_BATCHES * CALIBRATION_BATCH * d * (4 + size)
     # matrices of z: three or so in a sparse step, six where theta is calibrated and in a dense step
     step = 4 * width * max((6 if machine.gpu else 3) * batch, 6 * CALIBRATION_BATCH)
@@ -150,13 +155,6 @@ def _memory(
     if not machine.gpu and shape.file_bytes > sum(working.values()):  # the file that the weights are read from
         working = {"reading the weights": float(shape.file_bytes)}
     return {name: number / 1e9 for name, number in (parts | working).items()}
-
-
-def _seconds(shape: Shape, layers: int, config: TrainConfig, each: Sequence[int], machine: Machine) -> float:
-    """Per activation: the layers up to the hook point, and a step of each SAE."""
-    harvest = 2 * layers * shape.block / (EFFICIENCY * machine.flops)
-    steps = sum(6 * weights if machine.gpu else 1.5 * weights for weights in each) / (EFFICIENCY * machine.flops)
-    return harvest + steps
 
 
 def _advice(
@@ -189,7 +187,7 @@ def recipes_table() -> str:
         lines.append(f"    {found}" + ("" if found.fits else f"; does not fit: {found.advice}"))
         if model != "smollm2-135m":
             plans = [plan(model, recipe, recipe.config, widths, machine=machine) for machine in MACHINES]
-            fitting = [f"{p.machine.name} {p.memory_gb:.0f} GB, {p.hours:.1f} h" for p in plans if p.fits]
+            fitting = [f"{p.machine.name} {p.memory_gb:.0f} GB, {in_words(p.hours)}" for p in plans if p.fits]
             small = [f"{p.machine.name} is too small ({p.advice})" for p in plans if not p.fits]
             lines.append("    by arithmetic: " + "; ".join(fitting + small))
     return "\n".join(lines)
