@@ -3,14 +3,26 @@
 from __future__ import annotations
 
 import sys
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import save_file
+from small_models import ToyModel
 from test_training import activations, batchtopk, stop_at
 
-from tutorial_sae import JumpReLUSAE, TopKSAE, TrainConfig, VanillaSAE, ranks, train
+from tutorial_sae import (
+    ActivationStore,
+    BatchTopKSAE,
+    JumpReLUSAE,
+    TopKSAE,
+    TrainConfig,
+    VanillaSAE,
+    load_text,
+    ranks,
+    train,
+)
 from tutorial_sae.saes import keep_batch
 
 D_IN, D_SAE = 16, 48
@@ -77,10 +89,35 @@ def stopped(folder: Path) -> None:
     raise AssertionError("nobody stopped")
 
 
+def store(folder: Path) -> ActivationStore:
+    """A stream of which each rank reads documents of its own."""
+    text = load_text(folder / "numbers.jsonl", stream=True)
+    return ActivationStore(ToyModel(), text, "blocks.2.hook_resid_post", tokens=6_400, context=16, stream=True)
+
+
+def streamed(folder: Path, sae: Any, name: str) -> Any:
+    settings = TrainConfig(tokens=6_400, batch_size=64, lr=2e-3)
+    return train(sae, store(folder), settings, out=folder / name)
+
+
+def streams(folder: Path) -> dict[str, torch.Tensor]:
+    """A whole run on a stream, one that is stopped, and which tokens this rank saw first."""
+    seen = torch.cat(list(islice(store(folder).batches(32), 10)))[:, 0].long()
+    result = streamed(folder, BatchTopKSAE(8, 32, k=3), "streamed")
+    sae = BatchTopKSAE(8, 32, k=3)
+    stop_at(sae, 40)
+    try:
+        streamed(folder, sae, "stopped stream")
+    except KeyboardInterrupt:
+        found = {f"stream/{key}": value.contiguous() for key, value in result.sae.state_dict().items()}
+        return found | {"seen": seen}
+    raise AssertionError("nobody stopped")
+
+
 def main(folder: Path) -> None:
     torch.set_num_threads(1)
     with ranks.joined():
-        found = runs() | cuts()
+        found = runs() | cuts() | streams(folder)
         stopped(folder)
         if ranks.rank() == 0:
             try:

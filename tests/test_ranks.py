@@ -6,15 +6,17 @@ import os
 import subprocess
 import sys
 from functools import cache
+from itertools import combinations
 from pathlib import Path
 
 import pytest
 import torch
-from ranks_program import RUNS, SETTINGS, cuts, matrix, runs
+from ranks_program import RUNS, SETTINGS, cuts, matrix, runs, streamed
 from safetensors.torch import load_file
+from small_models import toy_documents, write_jsonl
 from test_training import activations, batchtopk
 
-from tutorial_sae import TrainConfig, train
+from tutorial_sae import BatchTopKSAE, TrainConfig, load_sae, train
 from tutorial_sae.saes import keep_batch
 
 HERE = Path(__file__).resolve().parent
@@ -30,6 +32,7 @@ def torchrun(count: int, *program: str, **environment: str) -> subprocess.Comple
 @pytest.fixture(scope="module", params=[2, 4])
 def many(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[int, Path]:
     folder = tmp_path_factory.mktemp(f"ranks{request.param}")
+    write_jsonl(folder / "numbers.jsonl", toy_documents(800))
     done = torchrun(request.param, str(HERE / "ranks_program.py"), str(folder))
     assert done.returncode == 0, done.stderr[-3000:]
     return request.param, folder
@@ -48,7 +51,7 @@ def by_rank(many: tuple[int, Path]) -> list[dict[str, torch.Tensor]]:
 def test_all_ranks_end_with_the_same_sae_and_the_same_metrics(many):
     first, *others = by_rank(many)
     for name in first:
-        if not name.split("/")[0].endswith("cut") or "local" in name:
+        if name != "seen" and (not name.split("/")[0].endswith("cut") or "local" in name):
             assert all(torch.equal(first[name], other[name]) for other in others), name
 
 
@@ -94,3 +97,21 @@ def test_a_run_stopped_among_many_goes_on_alone(many):
 def test_a_batch_that_the_ranks_cannot_share_is_refused(many):
     count, folder = many
     assert f"batch_size=65 cannot be shared among {count} processes" in (folder / "refused").read_text()
+
+
+def test_each_rank_streams_documents_of_its_own(many):
+    seen = [set(part["seen"].tolist()) for part in by_rank(many)]
+    assert all(len(tokens) > 200 for tokens in seen)
+    assert not any(a & b for a, b in combinations(seen, 2))
+
+
+def test_a_stream_stopped_among_many_goes_on_alone(many):
+    """Another run from there on, which says so in no way but its data: nothing is left out, some text is read twice."""
+    _, folder = many
+    moved = streamed(folder, BatchTopKSAE(8, 32, k=3), "stopped stream")
+    steps = [line["step"] for line in moved.history]
+    assert steps == sorted(set(steps))
+    assert steps[-1] == 100
+    whole = load_sae(folder / "streamed")
+    assert moved.sae.metadata["mask"] == whole.metadata["mask"]
+    assert torch.equal(moved.sae.norm_mean, whole.norm_mean), "which does not depend on how many there are"

@@ -122,7 +122,7 @@ class ActivationStore:
         self.position: dict[str, Any] = dict(START)
         self._first: Shard | None = None  # of a stream: harvested for the norm limit, kept until batches need it
         if stream:
-            self._first = next(self._harvest([]))
+            self._first = next(self._harvest([], alone=True))
             self._take_notes([self._first])
             self.norm_limit = self._given_limit = ranks.agreed(self.norm_limit)
             self._length = tokens
@@ -179,7 +179,7 @@ class ActivationStore:
         """`n` activations drawn without replacement, the same ones each time: those at `sample_indices(n)`."""
         if self.stream:
             found: list[Tensor] = []
-            for shard in self._harvest([]):
+            for shard in self._harvest([], alone=True):
                 found.append(shard.activations)
                 if sum(map(len, found)) >= n:
                     break
@@ -359,19 +359,25 @@ class ActivationStore:
 
     # -- harvest -------------------------------------------------------------------------------------
 
-    def _harvest(self, ready: list[Path], here: dict[str, Any] | None = None) -> Iterator[Shard]:
-        """Shards after the `ready` ones, or of a stream from `here` on, until enough is kept or the text ends."""
+    def _harvest(self, ready: list[Path], here: dict[str, Any] | None = None, alone: bool = False) -> Iterator[Shard]:
+        """Shards after the `ready` ones, or of a stream from `here` on, until enough is kept or the text ends.
+
+        Of several ranks each reads its own documents; `alone` reads what a single process would, so that the norm limit
+        and the normalisation do not depend on how many there are.
+        """
         done = [_read(path, activations=False) for path in ready]
+        share = self.wanted if alone else self._share
         limit = done[0].notes["norm_limit"] if done else self._given_limit
         kept = sum(len(shard.row) for shard in done)
         size = {"context": self.context_length, "rows_at_once": self._rows_per_shard, "shuffle": True}
         if self.stream:
             here = here or START
-            if self._first is not None and not here["shards"]:
+            rank, world = (0, 1) if alone else (ranks.rank(), ranks.size())
+            if self._first is not None and not here["shards"] and world == 1:
                 kept_first, after = len(self._first.row), self._first.notes["after"]
                 yield self._first  # which forgets it
                 here = {**here, "shards": 1, "kept": kept_first, "text": after}
-            kept, mine = here["kept"], {"start": here["text"], "rank": ranks.rank(), "world": ranks.size()}
+            kept, mine = here["kept"], {"start": here["text"], "rank": rank, "world": world}
             rows = self.text.rows(self.model, **size, **mine)
             # a text that is shuffled as a whole has no place to start from, and is gone through again
             blocks = ahead(itertools.islice(rows, 0 if here["text"] else here["shards"], None))
@@ -380,10 +386,10 @@ class ActivationStore:
         following = next(blocks, None)
         stop_reading: Any = closing(blocks) if self.stream else nullcontext()  # type: ignore[arg-type]
         what, shown = f"harvesting {self.card.name} {self.hook}", not self.stream
-        with stop_reading, progress(self._share, what, unit="tok", done=kept, shown=shown) as bar:
-            while following is not None and kept < self._share:
+        with stop_reading, progress(share, what, unit="tok", done=kept, shown=shown) as bar:
+            while following is not None and kept < share:
                 rows, following = following, next(blocks, None)
-                shard = self._shard(rows, self._share - kept, limit, following is None, bar)
+                shard = self._shard(rows, share - kept, limit, following is None, bar)
                 limit = shard.notes["norm_limit"]
                 kept += len(shard.row)
                 yield shard
