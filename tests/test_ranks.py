@@ -8,6 +8,7 @@ import sys
 from functools import cache
 from itertools import combinations
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,8 +17,10 @@ from safetensors.torch import load_file
 from small_models import toy_documents, write_jsonl
 from test_training import activations, batchtopk
 
-from tutorial_sae import BatchTopKSAE, TrainConfig, load_sae, train
+from tutorial_sae import BatchTopKSAE, TrainConfig, load_sae, ranks, train
+from tutorial_sae.activations import START
 from tutorial_sae.saes import keep_batch
+from tutorial_sae.training import _own_position
 
 HERE = Path(__file__).resolve().parent
 
@@ -115,3 +118,28 @@ def test_a_stream_stopped_among_many_goes_on_alone(many):
     whole = load_sae(folder / "streamed")
     assert moved.sae.metadata["mask"] == whole.metadata["mask"]
     assert torch.equal(moved.sae.norm_mean, whole.norm_mean), "which does not depend on how many there are"
+
+
+def test_ranks_of_another_number_begin_with_the_earliest_document(monkeypatch):
+    """Where the four of before were at documents 90, 75 (with some of 60 left over), 80 and 95."""
+    places = [(90, [88]), (75, [60, 60, 71]), (80, []), (95, [93])]
+    positions: list[Any] = [
+        {
+            **START,
+            "part": 3,
+            "batch": 7,
+            "kept": 1000,
+            "text": {"document": at, "tokens": [], "owners": left, "labels": {}},
+        }
+        for at, left in places
+    ]
+    monkeypatch.setattr(ranks, "size", lambda: 2)
+    here = _own_position(positions, {"left.0": torch.ones(3, 8)})
+    assert here is not None
+    assert here["text"]["document"] == 60
+    assert (here["part"], here["batch"], here["left"], here["kept"]) == (4, 0, None, 2000)
+    monkeypatch.setattr(ranks, "size", lambda: 4)
+    monkeypatch.setattr(ranks, "rank", lambda: 0)
+    same = _own_position(positions, {"left.0": torch.ones(3, 8)})
+    assert same is not None
+    assert (same["part"], same["batch"], same["text"]["document"], len(same["left"])) == (3, 7, 90, 3)

@@ -509,10 +509,11 @@ def _own_position(positions: list[dict[str, Any] | None], tensors: dict[str, Ten
     if len(positions) == ranks.size() or not known:
         here = positions[ranks.rank()] if known else None
         return here and {**here, "left": tensors.get(f"left.{ranks.rank()}")}
-    document, here = min(((h["text"] or {"document": 0})["document"], i) for i, h in enumerate(known))
+    at = [[h["text"]["document"], *h["text"]["owners"]] if h["text"] else [0] for h in known]  # and what is left over
+    document, first = min((min(numbers), i) for i, numbers in enumerate(at))
     text = {"document": document, "tokens": [], "owners": [], "labels": {}}
     kept = sum(here["kept"] for here in known) // ranks.size()
-    return {**known[here], "part": known[here]["part"] + 1, "batch": 0, "kept": kept, "text": text, "left": None}
+    return {**known[first], "part": known[first]["part"] + 1, "batch": 0, "kept": kept, "text": text, "left": None}
 
 
 # -- dead latents --------------------------------------------------------------------------------

@@ -45,8 +45,8 @@ BYTES = [
     Answer(check.bytes_by_hand, "no Adam", (numbers(8),), "two numbers for each weight"),
     Answer(check.bytes_by_hand, "tied", (numbers(16, matrices=1),), "one matrix"),
     Answer(check.bytes_by_hand, "no biases", (numbers(16, biases=0),), "biases are missing"),
-    Answer(check.bytes_by_hand, "Adam for z", (numbers(16, z=16),), "no Adam goes with it"),
-    Answer(check.bytes_by_hand, "z in bfloat16", (numbers(16, z=2),), "z is in float32"),
+    Answer(check.bytes_by_hand, "Adam for z", (numbers(16, z=16),), "No Adam goes with z"),
+    Answer(check.bytes_by_hand, "z in bfloat16", (numbers(16, z=2),), "In float32"),
     Answer(check.bytes_by_hand, "gigabytes", (lambda *a: tuple(v / 1e9 for v in count(*a)),), "is right"),
     Answer(check.bytes_by_hand, "k entries of z", (lambda d, w, n: (count(d, w, n)[0], 4 * n * 32),), "is right"),
     Answer(check.bytes_by_hand, "only the first", (lambda d, w, n: count(d, w, n)[0],), "must be 2 things"),
@@ -250,7 +250,7 @@ ONE_CUT = [
     Answer(check.one_cut, "one too few", (lambda z, budget: send_topk(z, budget - 1), bar_list), "is right"),
     Answer(check.one_cut, "the smallest", (lambda z, budget: z.flatten().sort().values[:budget], bar_topk), "is right"),
     Answer(check.one_cut, "the largest", (send_topk, lambda sent, budget: torch.cat(sent).max()), "is right"),
-    Answer(check.one_cut, "a matrix", (lambda z, budget: z, bar_topk), "raised"),
+    Answer(check.one_cut, "a matrix", (lambda z, budget: z, bar_topk), "is right"),
 ]
 
 # -- 9.5 -------------------------------------------------------------------------------------------------
