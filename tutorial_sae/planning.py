@@ -162,12 +162,14 @@ def _advice(
 ) -> str:
     least = 2 * SHARD_TOKENS * shape.d_model * _size(machine) / 1e9  # what shuffling needs
     for share in (1, 2, 4, 8):
+        alone = len(widths) == 1
+        smaller = [widths[0] // share] if alone else list(widths[: max(1, len(widths) // share)])
         for batch in (config.batch_size, config.batch_size // 2, config.batch_size // 4):
-            data, smaller = max(least, memory_gb / 4), [width // share for width in widths]
+            data = max(least, memory_gb / 4)
             parts = _memory(shape, recipe, replace(config, batch_size=batch), smaller, data, machine)
             if sum(parts.values()) < 0.95 * machine.memory_gb:
-                width = f" --d-sae {smaller[0]}" if share > 1 and len(widths) == 1 else ""
-                fewer = f", of the grid's SAEs 1 in {share}" if share > 1 and len(widths) > 1 else ""
+                width = f" --d-sae {smaller[0]}" if share > 1 and alone else ""
+                fewer = f" {len(smaller)} of the {len(widths)} SAEs" if share > 1 and not alone else ""
                 return f"`--memory-gb {data:.2f} --batch-size {batch}{width}` would fit{fewer}"
     return f"nothing smaller fits: the language model alone takes {shape.params * _size(machine) / 1e9:.1f} GB"
 
