@@ -33,7 +33,7 @@ def export() -> None:
 
 @torch.no_grad()
 def compare() -> None:
-    from sae_lens import SAE
+    from sae_lens import SAE  # pyright: ignore[reportMissingImports]
 
     x = load_file(FOLDER / "x.safetensors")["x"]
     rows = {}

@@ -308,6 +308,7 @@ def redraw(change: dict | None = None) -> None:
 for control in controls:
     control.observe(redraw, "value")
 redraw()
+at_first = [control.value for control in controls]
 
 # %% tags=["nbval-ignore-output"]
 ipywidgets.VBox([*controls, view])
@@ -334,6 +335,8 @@ assert view.value == before.replace("k = 32", "k = 128"), "k changes nothing els
 assert "does NOT fit" in view.value
 saes_of.value = 1
 print("... one SAE of them:  ", headline())
+for control, value in zip(controls, at_first, strict=True):
+    control.value = value
 
 # %% [markdown]
 # The same as a picture that needs no widget: both recipes, and both grids, in memory.

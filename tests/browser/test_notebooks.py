@@ -113,7 +113,11 @@ def move_the_box(page: Page, box: Locator) -> None:
         changes(partial(handle.press, "ArrowRight"))
         expect(number).not_to_have_text(said)
         said = number.inner_text()
-        changes(partial(drag, page, track, 0.8, handle))
+        place, knob = track.bounding_box(), handle.bounding_box()
+        assert place is not None
+        assert knob is not None
+        right = knob["x"] + knob["width"] / 2 > place["x"] + place["width"] / 2
+        changes(partial(drag, page, track, 0.2 if right else 0.8, handle))  # away from where it is
         expect(number).not_to_have_text(said)
     for choice in box.locator("select").all():
         changes(partial(choice.select_option, index=1))
