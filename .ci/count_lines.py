@@ -54,7 +54,8 @@ def budget(package: Path) -> list[Part]:
     rest = [file for file in python if file not in set(checks)]
     script = sorted(file for file in package.rglob("*") if file.suffix in {".js", ".mjs", ".ts"})
     return [
-        Part("Python without checks/", count(rest), 3500),
+        # 3500 without full training: recipes and plans, streams that resume, many ranks, SAELens (some 700 lines)
+        Part("Python without checks/", count(rest), 4250),
         Part("Python in checks/", count(checks), 1500),
         Part("JavaScript", count(script), 600),
     ]

@@ -19,6 +19,31 @@ RESULTS = ROOT / "benchmarks" / "results"
 START, END = "<!-- results: written by `python -m benchmarks.readme` -->", "<!-- end of results -->"
 
 
+def true_sizes() -> str:
+    """Planned and measured peaks of memory at the recipes' true sizes."""
+    lines = ["| run, on a CPU, random weights | planned, GB | peak, GB | seconds |", "|---|---:|---:|---:|"]
+    results = json.loads((RESULTS / "true_size.json").read_text(encoding="utf-8"))
+    for name, what in (("gpt2", "GPT-2 Small, 768/12288"), ("gemma-2-2b", "Gemma 2 2B up to layer 12, 2304/16384")):
+        for command in results[name]["commands"]:
+            ends = {-9: "killed (SIGKILL)", 1: "resumed, stopped (SIGTERM)"}
+            does = command["command"].split()[0]
+            if does == "train":
+                does = ends.get(command["exit"], "resumed to the end" if name == "gpt2" else "5 steps of 1024")
+            planned = f"{command['planned_gb']:.1f}" if command["planned_gb"] else ""
+            lines.append(f"| {what}: {does} | {planned} | {command['peak_gb']:.2f} | {command['seconds']:.0f} |")
+    return "\n".join(lines)
+
+
+def sae_lens() -> str:
+    found = json.loads((RESULTS / "sae_lens.json").read_text(encoding="utf-8"))
+    rows = found["saes"].values()
+    differ, active = (sum(row[key] for row in rows) for key in ("active_in_one_only", "active"))
+    return (
+        f"SAELens {found['versions']['sae-lens']}, given the export of the shipped BatchTopK and JumpReLU SAEs and\n"
+        f"{found['tokens']:,} held-out activations, keeps the same {active:,} entries, but for {differ}."
+    )
+
+
 def load() -> dict[str, Any]:
     return json.loads(panels.RESULTS.read_text(encoding="utf-8"))
 
@@ -90,7 +115,16 @@ on 3 million distinct activations. Measured on {found["tokens_fvu"]:,} held-out 
 They were not all trained for equally long, so the table compares what you get, not the methods. How each was made
 (command, seed, hardware, figures, SHA-256) is in `tutorial_sae/pretrained/manifest.json`.
 
-{speed()}## What it measures
+{speed()}## At true sizes
+
+The recipes as they are, but for weights drawn at random: 100 steps of 1024 activations for GPT-2, a local parquet file
+as text; {hardware["processor"]}, 2 threads. `python -m benchmarks.true_size` measures it.
+
+{true_sizes()}
+
+{sae_lens()}
+
+## What it measures
 
 The panels of the paper's figures, on {setting["model_note"]}, `{setting["hook"]}`: every SAE saw the same
 {setting["tokens_distinct"]:,} activations, {setting["tokens_seen"]:,} with repeats, in three orders from three seeds.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -121,7 +122,7 @@ def main(folder: Path) -> None:
         stopped(folder)
         if ranks.rank() == 0:
             try:
-                train(batchtopk(), activations(), TrainConfig(**SETTINGS | {"batch_size": 65}))
+                train(batchtopk(), activations(), replace(TrainConfig(**SETTINGS), batch_size=65))
             except ValueError as error:
                 (folder / "refused").write_text(str(error))
         save_file(found, folder / f"rank{ranks.rank()}.safetensors")

@@ -39,8 +39,8 @@ def to_sae_lens(sae: SAE, folder: str | Path) -> Path:
     if not isinstance(sae, JumpReLUSAE):
         raise ValueError(f"a {sae.variant} SAE cannot be exported to SAELens: BatchTopK and JumpReLU SAEs can")
     if sae.normalize == "token":
-        advice = 'train with normalize="dataset" or "none"'
-        raise ValueError(f'normalize="token" is another one in SAELens, and cannot be exported: {advice}')
+        why = "SAELens' layer_norm does not give back the scale that it took"
+        raise ValueError(f'normalize="token" cannot be exported, for {why}: train with normalize="dataset" or "none"')
     # float64 is not to be had on every device
     scale, mean = sae.norm_scale.cpu().double(), sae.norm_mean.cpu().double()
     folded = {name: parameter.detach().cpu().double() for name, parameter in sae.named_parameters()}

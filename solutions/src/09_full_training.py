@@ -285,7 +285,7 @@ def page(made: Plan, k: int) -> str:
 
 
 def slider(label: str, options: list[int], value: int) -> ipywidgets.SelectionSlider:
-    shown = [(f"{option:,}", option) for option in options]
+    shown = [(f"{option:,}" if option < 10**6 else f"{option // 10**6:,} million", option) for option in options]
     return ipywidgets.SelectionSlider(options=shown, value=value, description=label, continuous_update=False)
 
 
@@ -890,7 +890,7 @@ print(f"hook {card['hook_name']}; mask: norms up to {card['trained_with']['mask'
 #
 # - **Nothing in this project was measured on the real weights of GPT-2 or Gemma 2, and nothing on a GPU.** Hours on
 #   GPUs are arithmetic from data sheets, good to a factor of two or so.
-# - **Memory** was held against true sizes, on a CPU and with random weights (`benchmarks/results/true_size.json`).
+# - **Memory** was held against true sizes, on a CPU and with random weights: see below.
 # - **Resuming and many ranks** were tested on CPUs, on small models: bit for bit, and cut for cut.
 # - **The settings for GPT-2 and Gemma** are the paper's where it states them. What it leaves open is ours: AuxK after
 #   10 million tokens, the normalisation, the price of JumpReLU's L0.
@@ -899,6 +899,16 @@ print(f"hook {card['hook_name']}; mask: norms up to {card['trained_with']['mask'
 #
 # If you have a GPU for a night, you will know more than this notebook does. Look first at `python -m tutorial_sae train
 # --list`, which plans for *your* machine.
+#
+# The plans of memory, against what the processes took at their peak (`benchmarks/results/true_size.json`; GPT-2 Small
+# was killed twice on the way, and Gemma 2 2B has only the layers up to 12):
+
+# %%
+measured = json.loads(Path("../benchmarks/results/true_size.json").read_text(encoding="utf-8"))
+for name in ("gpt2", "gemma-2-2b"):
+    for command in measured[name]["commands"]:
+        if command["planned_gb"]:
+            print(f"{name:<11}planned {command['planned_gb']:.1f} GB, at its peak {command['peak_gb']:.2f} GB")
 
 # %%
 progress()
