@@ -55,7 +55,7 @@ def budget(package: Path) -> list[Part]:
     script = sorted(file for file in package.rglob("*") if file.suffix in {".js", ".mjs", ".ts"})
     return [
         # 3500 without full training: recipes and plans, streams that resume, many ranks, SAELens (some 700 lines)
-        Part("Python without checks/", count(rest), 4250),
+        Part("Python without checks/", count(rest), 4300),
         Part("Python in checks/", count(checks), 1500),
         Part("JavaScript", count(script), 600),
     ]

@@ -388,7 +388,7 @@ def count_lines() -> ModuleType:
 def test_the_line_budget_is_kept():
     parts = count_lines().budget(PACKAGE)
     assert {part.name: part.limit for part in parts} == {
-        "Python without checks/": 4250,
+        "Python without checks/": 4300,
         "Python in checks/": 1500,
         "JavaScript": 600,
     }
@@ -397,7 +397,7 @@ def test_the_line_budget_is_kept():
 
 
 @pytest.mark.parametrize(
-    ("path", "limit"), [("runtime.py", 4250), ("checks/one.py", 1500), ("widgets/explorer.js", 600)]
+    ("path", "limit"), [("runtime.py", 4300), ("checks/one.py", 1500), ("widgets/explorer.js", 600)]
 )
 def test_one_line_above_a_limit_fails(tmp_path: Path, capsys: pytest.CaptureFixture[str], path: str, limit: int):
     file = tmp_path / path

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 import os
 import re
 import shutil
@@ -78,16 +79,17 @@ KNOWN = {
 
 
 def shape_of(name: str) -> Shape:
-    """The sizes of a known model, or of one in a local folder, before any weights are loaded."""
+    """The sizes of a known model, of one in a local folder or on the hub, before any weights are loaded."""
     if name in KNOWN:
         return KNOWN[name].shape
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    config = AutoConfig.from_pretrained(name.removeprefix("hub:"))
+    source = _source(name)
+    config = AutoConfig.from_pretrained(source)
     with torch.device("meta"):  # sizes without memory
         model = AutoModelForCausalLM.from_config(config)
     sizes = model.num_parameters(), config.hidden_size, config.num_hidden_layers, config.vocab_size
-    file_bytes = sum(file.stat().st_size for file in Path(name).glob("*.safetensors")) or 4 * sizes[0]
+    file_bytes = sum(file.stat().st_size for file in Path(source).glob("*.safetensors")) or 4 * sizes[0]
     return Shape(*sizes, file_bytes)
 
 
@@ -116,17 +118,7 @@ def load_model(
     Raises `ValueError` for a name that is neither, `TutorialError` when the weights cannot be had.
     """
     name = str(name)
-    if name in KNOWN:
-        source = str(_embedded_folder()) if name == "smollm2-135m" else KNOWN[name].source
-    elif (Path(name) / "config.json").exists() or name.startswith("hub:"):
-        source = name.removeprefix("hub:")
-    elif Path(name).exists():
-        raise ValueError(
-            f"{name} has no config.json: give a folder in Hugging Face format, or one of {', '.join(KNOWN)}"
-        )
-    else:
-        raise unknown("model", name, KNOWN)
-    hub_access(name)
+    source = _source(name)
     device = pick_device(device)
     dtype = pick_dtype(dtype, device)
 
@@ -156,48 +148,98 @@ def load_model(
     return model
 
 
+def _source(name: str) -> str:
+    """The folder, or the repository on the hub, that a model is loaded from."""
+    repo = _repository(name)
+    if repo is not None:
+        hub_access(name)
+        return str(_cached(repo) or repo)
+    if name == "smollm2-135m":
+        return str(_embedded_folder())
+    if (Path(name) / "config.json").exists():
+        return name
+    if Path(name).exists():
+        raise ValueError(
+            f"{name} has no config.json: give a folder in Hugging Face format, or one of {', '.join(KNOWN)}"
+        )
+    raise unknown("model", name, KNOWN)
+
+
+def _repository(name: str) -> str | None:
+    if name.startswith("hub:"):
+        return name.removeprefix("hub:")
+    return KNOWN[name].source if name in KNOWN and name != "smollm2-135m" else None
+
+
+def _cached(repo: str) -> Path | None:
+    """The folder in the local hub cache that holds all of a model."""
+    from huggingface_hub import try_to_load_from_cache
+
+    config = try_to_load_from_cache(repo, "config.json")
+    folder = Path(config).parent if isinstance(config, str) else None
+    if folder and any((folder / file).exists() for file in ("tokenizer.json", "tokenizer.model", "vocab.json")):
+        for file in ("model.safetensors", "pytorch_model.bin"):
+            index = folder / f"{file}.index.json"
+            shards = set(json.loads(index.read_text())["weight_map"].values()) if index.exists() else {file}
+            if all((folder / shard).exists() for shard in shards):
+                return folder
+    return None
+
+
 def hub_access(name: str) -> str:
     """Whether the weights of a model can be had: `no hub needed`, `in the cache` (nothing is asked of the network then)
     or `within reach`.
 
     Raises `TutorialError`, which tells apart: no network, no token, a token that is not valid, a licence that its owner
-    has not accepted, and no such repository.
+    has not accepted, and no such repository; `ValueError` for what cannot be a repository's name.
     """
-    source = KNOWN[name].source if name in KNOWN else name
-    if name == "smollm2-135m" or not (name in KNOWN or name.startswith("hub:")):
+    repo = _repository(name)
+    if repo is None:
         return "no hub needed"
-    from huggingface_hub import HfApi, constants, get_token, try_to_load_from_cache
-    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError
+    from huggingface_hub import constants, get_session
+    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, HFValidationError, RepositoryNotFoundError
+    from huggingface_hub.utils import build_hf_headers, hf_raise_for_status
 
-    repo = source.removeprefix("hub:")
-    files = ("config.json", "model.safetensors", "model.safetensors.index.json")
-    has = [isinstance(try_to_load_from_cache(repo, file), str) for file in files]
-    if has[0] and any(has[1:]):
-        return "in the cache"
-    token = get_token() is not None
+    bad_token = "the hub does not accept your token: run `hf auth login` with a new one, or take it out of HF_TOKEN"
+    headers: dict[str, str] = {}
     try:
+        if _cached(repo):
+            return "in the cache"
         if constants.HF_HUB_OFFLINE:
             raise ConnectionError("HF_HUB_OFFLINE is set")
-        HfApi().auth_check(repo)
+        headers, url = build_hf_headers(), f"{constants.ENDPOINT}/api/models/{repo}/auth-check"
+        # what HfApi.auth_check does, which waits for ever where nobody answers
+        hf_raise_for_status(get_session().get(url, headers=headers, timeout=constants.HF_HUB_ETAG_TIMEOUT))
         return "within reach"
-    except GatedRepoError as error:
-        page = "open its page on the hub, accept its licence"
-        what = "its licence has not been accepted by the owner of your token" if token else "you have no token here"
-        then = "and run again (a fine-grained token must be allowed to read gated repositories)"
-        then = then if token else "make a token in your account, run `hf auth login`, and run again"
-        why, cause = f"it is gated, and {what}: {page}, {then}", error
-    except RepositoryNotFoundError as error:
-        why, cause = "the hub has no such model, or none that you may see: check the name", error
+    except HFValidationError as error:
+        raise ValueError(f"{name} cannot be a model on the hub: write hub:OWNER/NAME, as its page has it") from error
     except HfHubHTTPError as error:
-        status = error.response.status_code
-        bad = "does not accept your token: run `hf auth login` with a new one"
-        why, cause = f"the hub {bad if status == 401 else f'answers with status {status}: try again later'}", error
+        status, token, cause = error.response.status_code, "authorization" in headers, error
+        if status == 401 and token:  # whatever else it says: a valid token gets 403 or 404
+            why = bad_token
+        elif isinstance(error, GatedRepoError):
+            what = "its licence has not been accepted by the owner of your token" if token else "you have no token here"
+            then = "and run again (a fine-grained token must be allowed to read gated repositories)"
+            then = then if token else "make a token in your account, run `hf auth login`, and run again"
+            why = f"it is gated, and {what}: open its page on the hub, accept its licence, {then}"
+        elif isinstance(error, RepositoryNotFoundError) or status == 401:
+            private = "" if token else ", or run `hf auth login` if it is private"
+            why = f"the hub has no such model, or none that you may see: check the name{private}"
+        elif status == 404:
+            return "within reach"  # a mirror that cannot be asked this: the hub itself names a reason
+        elif status == 403:
+            why = "the hub refuses it (status 403): allow your token to read it, or look at its page on the hub"
+        else:
+            why = f"the hub answers with status {status}: try again later"
+    except UnicodeError as error:  # a header is ASCII
+        why, cause = bad_token, error
     except Exception as error:  # of whichever library carries the request
-        why = f"the hub cannot be reached ({str(error) or type(error).__name__}): check network and proxy"
-        cause = error
+        then = "unset it where there is a network" if constants.HF_HUB_OFFLINE else "check network and proxy"
+        why, cause = f"the hub cannot be reached ({str(error) or type(error).__name__}): {then}", error
+    known = "such as hub:unsloth/gemma-2-2b; " if name == "gemma-2-2b" else ""
     raise TutorialError(
-        f"could not load {name} from {repo}: {why}. Or name a copy of the weights that you can get at, with "
-        "load_model(FOLDER) or `train --model` (a folder, or hub:OWNER/NAME; the licence is the same); "
+        f"could not load {name} from {repo}: {why}. Or name a copy of the weights, with load_model or `--model`: "
+        f"a FOLDER, or hub:OWNER/NAME ({known}its licence still applies). `train gpt2` needs no account, and "
         "load_model('smollm2-135m') works from the package index alone"
     ) from cause
 

@@ -50,27 +50,19 @@ def joined() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def together() -> Iterator[None]:
+def together(now: bool = True) -> Iterator[None]:
     """All ranks do the same within this, step by step."""
-    with _set(True):
-        yield
-
-
-@contextlib.contextmanager
-def apart(really: bool = True) -> Iterator[None]:
-    """Within `together`, what each rank does by itself."""
-    with _set(_together and not really):
-        yield
-
-
-@contextlib.contextmanager
-def _set(together: bool) -> Iterator[None]:
     global _together
-    before, _together = _together, together
+    before, _together = _together, now
     try:
         yield
     finally:
         _together = before
+
+
+def apart(really: bool = True) -> contextlib.AbstractContextManager[None]:
+    """Within `together`, what each rank does by itself."""
+    return together(_together and not really)
 
 
 def total(x: Tensor, op: Any = dist.ReduceOp.SUM) -> Tensor:

@@ -144,8 +144,7 @@ GPT2 = Recipe(
     config=QUICK,
     text=OPENWEBTEXT,
     stream=True,
-    grid=_sweep("topk batchtopk", (3072, 6144, 24576), (32,))
-    + _sweep("topk batchtopk jumprelu", (12288,), (16, 32, 64)),
+    grid=_sweep("topk batchtopk", (3072, 6144, 24576), (32,)) + _sweep(THREE, (12288,), (16, 32, 64)),
 )
 GEMMA = GPT2._replace(d_sae=16384, grid=_sweep(THREE, (16384,), (16, 32, 64)))
 RECIPES = {
@@ -229,8 +228,9 @@ def train_together(
     for sae, out in zip(saes, outs, strict=True):
         sae.metadata.update(_origin(activations, config, seed))
         sae.dead_after_tokens = config.dead_after_tokens or min(10_000_000, max(1, config.tokens // 50))
+        resampling = _revive(sae, config) == "resample"
         run = _Run(sae, config, Path(out) if out is not None else None, data)
-        if _revive(sae, config) == "resample":
+        if resampling:
             run.resample = lambda step, sae=sae, adam=run.adam: resample(
                 sae, _sample(activations, RESAMPLE_TOKENS, seed), adam, step
             )
@@ -413,7 +413,10 @@ class _Run:
             return
         if self.latest is not None:
             self._check_loss(float(ranks.mean(self.latest.total.detach())))
-        positions = ranks.gathered(self.position)
+        here = self.position
+        if here is not None and here["left"] is not None:  # to the host, for another rank has another GPU
+            here = {**here, "left": here["left"].cpu()}
+        positions = ranks.gathered(here)
         if ranks.rank() > 0:
             return
         tensors = {f"sae.{name}": tensor for name, tensor in self.sae.state_dict().items()}
