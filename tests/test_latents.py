@@ -267,7 +267,7 @@ def test_the_exported_page_is_one_file(data, tmp_path):
 
 def test_export_from_the_command_line(tmp_path, capsys, monkeypatch, gpt2, sae, corpus, own_cache):
     monkeypatch.setattr("tutorial_sae.cli.load_model", lambda *_, **__: gpt2)
-    monkeypatch.setattr("tutorial_sae.cli.load_text", lambda **_: load_text(corpus))
+    monkeypatch.setattr("tutorial_sae.cli.load_text", lambda *_, **__: load_text(corpus))
     monkeypatch.setattr(cli, "PAGE_TOKENS", 300)
     sae.metadata["model"] = "gpt2"
     sae.save(tmp_path / "run")

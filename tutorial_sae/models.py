@@ -218,19 +218,18 @@ def hub_access(name: str) -> str:
         if status == 401 and token:  # whatever else it says: a valid token gets 403 or 404
             why = bad_token
         elif isinstance(error, GatedRepoError):
-            what = "its licence has not been accepted by the owner of your token" if token else "you have no token here"
-            then = "and run again (a fine-grained token must be allowed to read gated repositories)"
-            then = then if token else "make a token in your account, run `hf auth login`, and run again"
+            what, then = "you have no token here", "make a token in your account, run `hf auth login`, and run again"
+            if token:
+                what = "its licence has not been accepted by the owner of your token"
+                then = "and run again (a fine-grained token must be allowed to read gated repositories)"
             why = f"it is gated, and {what}: open its page on the hub, accept its licence, {then}"
         elif isinstance(error, RepositoryNotFoundError) or status == 401:
-            private = "" if token else ", or run `hf auth login` if it is private"
-            why = f"the hub has no such model, or none that you may see: check the name{private}"
+            why = "the hub has no such model, or none that you may see: check the name"
+            why += "" if token else ", or run `hf auth login` if it is private"
         elif status == 404:
             return "within reach"  # a mirror that cannot be asked this: the hub itself names a reason
-        elif status == 403:
-            why = "the hub refuses it (status 403): allow your token to read it, or look at its page on the hub"
         else:
-            why = f"the hub answers with status {status}: try again later"
+            why = f"the hub answers with status {status}: look at its page on the hub, or try again later"
     except UnicodeError as error:  # a header is ASCII
         why, cause = bad_token, error
     except Exception as error:  # of whichever library carries the request
