@@ -195,7 +195,7 @@ def _trained(options: argparse.Namespace) -> tuple[Any, Any]:
     name = options.model or sae.metadata["model"]
     if name is None:
         raise ValueError(f"{options.folder} does not say which model its SAE was trained on: name it with --model")
-    if options.model is None and name not in KNOWN:
+    if options.model is None and name not in KNOWN and not name.startswith("hub:"):
         raise ValueError(f"the SAE in {options.folder} was trained on a copy called {name!r}: add --model FOLDER")
     model = load_model(name)
     check_belongs(sae, model, sae.metadata["hook"])
