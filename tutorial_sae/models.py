@@ -235,10 +235,11 @@ def hub_access(name: str) -> str:
     except Exception as error:  # of whichever library carries the request
         then = "unset it where there is a network" if constants.HF_HUB_OFFLINE else "check network and proxy"
         why, cause = f"the hub cannot be reached ({str(error) or type(error).__name__}): {then}", error
-    known = "such as hub:unsloth/gemma-2-2b; " if name == "gemma-2-2b" else ""
+    gemma = name == "gemma-2-2b"
+    known, other = ("such as hub:unsloth/gemma-2-2b; ", "`train gpt2` needs no account, and ") if gemma else ("", "")
     raise TutorialError(
         f"could not load {name} from {repo}: {why}. Or name a copy of the weights, with load_model or `--model`: "
-        f"a FOLDER, or hub:OWNER/NAME ({known}its licence still applies). `train gpt2` needs no account, and "
+        f"a FOLDER, or hub:OWNER/NAME ({known}its licence still applies). {other}"
         "load_model('smollm2-135m') works from the package index alone"
     ) from cause
 
