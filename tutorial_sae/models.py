@@ -235,8 +235,8 @@ def hub_access(name: str) -> str:
     except Exception as error:  # of whichever library carries the request
         then = "unset it where there is a network" if constants.HF_HUB_OFFLINE else "check network and proxy"
         why, cause = f"the hub cannot be reached ({str(error) or type(error).__name__}): {then}", error
-    gemma = name == "gemma-2-2b"
-    known, other = ("such as hub:unsloth/gemma-2-2b; ", "`train gpt2` needs no account, and ") if gemma else ("", "")
+    known = "such as hub:unsloth/gemma-2-2b; " if name == "gemma-2-2b" else ""
+    other = "" if name == "gpt2" else "`train gpt2` needs no account, and "
     raise TutorialError(
         f"could not load {name} from {repo}: {why}. Or name a copy of the weights, with load_model or `--model`: "
         f"a FOLDER, or hub:OWNER/NAME ({known}its licence still applies). {other}"
